@@ -1,0 +1,223 @@
+"""A terminal -> any of it: ``python -m unetlib COMMAND --help``.
+
+python -m unetlib train --epochs 10 --lr 1e-4
+python -m unetlib export
+python -m unetlib predict photo.jpg folder/ --model models/unet_model_int8.onnx --output masks
+python -m unetlib compare --models models
+python -m unetlib download --subset 40
+python -m unetlib subset --cars 40 --size 480x320 SOURCE TARGET
+"""
+
+import json
+import sys
+import warnings
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Annotated
+
+import tyro
+from tyro.conf import OmitArgPrefixes, Positional, arg
+
+from unetlib import config
+from unetlib.carvana import DataError, find_samples, split_by_car
+from unetlib.download import download, write_subset
+from unetlib.export import FILES, export_all
+from unetlib.inference import (
+    compare,
+    image_files,
+    load_predictor,
+    write_masks,
+    write_submission,
+)
+from unetlib.model import ModelFileError, load_model, save_model
+from unetlib.training import Recipe, TrainingError, fit
+
+DESCRIPTION = "Train, export, compare and use a small U-Net on the Carvana Image Masking Challenge."
+
+Data = Annotated[Path | None, arg(help="Data set in Carvana's layout; default: UNETLIB_DATA.")]
+Json = Annotated[bool, arg(help="Print one JSON object as the last line of stdout.")]
+
+
+@dataclass
+class Train:
+    """Train a U-Net and write the best model to OUTPUT_DIR."""
+
+    recipe: OmitArgPrefixes[Recipe] = field(default_factory=Recipe)
+    data: Data = None
+    output_dir: Path | None = None
+    """Where unet_model.pth is written; default: models."""
+    retrain: bool = False
+    """Train anew even if this recipe was trained on this data before."""
+    json: Json = False
+
+    def __call__(self) -> dict:
+        print(config.profile(), file=sys.stderr)
+        train, val = _split(self.data)
+        recipe = config.profile().scale(self.recipe)
+        run = fit(recipe, config.profile().thin(train), val, retrain=self.retrain)
+        checkpoint = _folder(self.output_dir, config.models_dir) / FILES["pytorch"]
+        model, content = load_model(run.checkpoint)
+        save_model(checkpoint, model, content["size"], content["threshold"], **content["info"])
+        return dict(
+            best_dice=run.best_dice,
+            best_epoch=run.best_epoch,
+            seconds=run.seconds,
+            images_per_second=run.images_per_second,
+            device=run.device,
+            precision=run.precision,
+            run=str(run.folder),
+            checkpoint=str(checkpoint),
+        )
+
+
+@dataclass
+class Export:
+    """Write a trained model in every format and prove that they agree."""
+
+    checkpoint: Path | None = None
+    """A run's best.pth or an exported .pth; default: the newest run."""
+    data: Data = None
+    output_dir: Path | None = None
+    """Where the files are written; default: models."""
+    json: Json = False
+
+    def __call__(self) -> dict:
+        checkpoint = self.checkpoint or _newest_checkpoint()
+        train, val = _split(self.data)
+        output_dir = _folder(self.output_dir, config.models_dir)
+        table = export_all(checkpoint, output_dir, train=config.profile().thin(train), val=val)
+        return dict(checkpoint=str(checkpoint), formats=table.to_dict("records"))
+
+
+@dataclass
+class Predict:
+    """Write masks of images: PNG files in a folder, or Kaggle's csv of run lengths."""
+
+    images: Positional[list[Path]]
+    """Image files, or folders of them."""
+    model: Path
+    """A model file of any format."""
+    output: Path
+    """A folder for <stem>_mask.png, or a FILE.csv."""
+    json: Json = False
+
+    def __call__(self) -> dict:
+        predictor = load_predictor(self.model)
+        write = write_submission if self.output.suffix == ".csv" else write_masks
+        count = write(predictor, image_files(self.images), self.output)
+        return dict(images=count, output=str(self.output), model=predictor.name)
+
+
+@dataclass
+class Compare:
+    """Compare all exported formats: Dice, agreement, latency, size, memory."""
+
+    models: Path | None = None
+    """The folder that export wrote; default: models."""
+    data: Data = None
+    json: Json = False
+
+    def __call__(self) -> dict:
+        _, val = _split(self.data)
+        table = compare(_folder(self.models, config.models_dir), val)
+        return dict(formats=table.to_dict("records"))
+
+
+@dataclass
+class Download:
+    """Fetch the Carvana data from Kaggle (or unpack archives you have) and check it."""
+
+    target: Path | None = None
+    """Where to unpack; default: data/carvana."""
+    subset: int | None = None
+    """Afterwards write a small set of this many cars beside it."""
+    test: bool = False
+    """Also the 100,064 test photos."""
+    source: Annotated[Path | None, arg(name="from")] = None
+    """A folder that holds the archives already; nothing is fetched."""
+    json: Json = False
+
+    def __call__(self) -> dict:
+        folder = download(self.target, subset=self.subset, test=self.test, source=self.source)
+        return dict(data=str(folder))
+
+
+@dataclass
+class Subset:
+    """Write a downsampled subset of a full set, in the same layout."""
+
+    source: Positional[Path]
+    target: Positional[Path]
+    cars: int
+    """How many cars."""
+    size: str = "480x320"
+    """Width x height of the images, in pixels."""
+    seed: int = 0
+    """Which cars."""
+    json: Json = False
+
+    def __call__(self) -> dict:
+        width, _, height = self.size.partition("x")
+        if not (width.isdigit() and height.isdigit()):
+            raise DataError(f"--size {self.size}: give WIDTHxHEIGHT, for example 480x320.")
+        size = int(width), int(height)
+        write_subset(self.source, self.target, cars=self.cars, size=size, seed=self.seed)
+        return dict(data=str(self.target))
+
+
+def _folder(given: Path | None, default) -> Path:
+    return given if given is not None else default()
+
+
+def _split(data: Path | None):
+    return split_by_car(find_samples(data), fraction=0.2, seed=0)
+
+
+def _newest_checkpoint() -> Path:
+    found = sorted(config.runs_dir().glob("*/best.pth"), key=lambda path: path.stat().st_mtime)
+    if not found:
+        raise ModelFileError(
+            f"{config.runs_dir()}: no trained run; run python -m unetlib train first."
+        )
+    return found[-1]
+
+
+def _show(result: dict) -> None:
+    for name, value in result.items():
+        if isinstance(value, list):
+            columns = list(value[0])
+            print("  ".join(f"{column:>14}" for column in columns))
+            for row in value:
+                print("  ".join(f"{_text(row[column]):>14}" for column in columns))
+        else:
+            print(f"{name}: {_text(value)}")
+
+
+def _text(value) -> str:
+    return f"{value:.4g}" if isinstance(value, float) else str(value)
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run one command; returns the exit status: 1 when it failed, and stderr says why."""
+    warnings.showwarning = lambda message, *_: print(f"warning: {message}", file=sys.stderr)
+    commands = {
+        command.__name__.lower(): command
+        for command in (Train, Export, Predict, Compare, Download, Subset)
+    }
+    command = tyro.extras.subcommand_cli_from_dict(
+        commands, prog="python -m unetlib", description=DESCRIPTION, args=arguments
+    )
+    try:
+        result = command()
+    except (DataError, ModelFileError, TrainingError, FileNotFoundError, ValueError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    if command.json:
+        print(json.dumps(result))
+    else:
+        _show(result)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,151 @@
+"""Environment -> data folder, profile, run folder.
+
+Three environment variables steer everything:
+
+- ``UNETLIB_DATA``: a folder in Carvana's layout; unset: the embedded ``data/sample``.
+- ``UNETLIB_PROFILE``: ``ci``, ``laptop`` (default) or ``full``.
+- ``UNETLIB_HOME``: where ``runs/``, ``models/`` and the cache are written; unset: the repository.
+"""
+
+import os
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import psutil
+
+REPOSITORY = Path(__file__).resolve().parent.parent
+
+
+def _start_folder() -> Path:
+    """The folder in which the user's command was started.
+
+    A notebook kernel runs in the notebook's own folder; the process that launched it (Jupyter,
+    nbval, nbconvert) still stands where the user typed the command.
+    """
+    launcher = os.environ.get("JPY_PARENT_PID")
+    if launcher:
+        try:
+            return Path(psutil.Process(int(launcher)).cwd())
+        except (psutil.Error, ValueError):
+            pass  # the launcher is gone or belongs to somebody else
+    return Path.cwd()
+
+
+def _folder_from(variable: str, default: Path) -> Path:
+    value = os.environ.get(variable, "").strip()
+    return (_start_folder() / Path(value).expanduser()).resolve() if value else default
+
+
+def data_dir() -> Path:
+    """The data set's folder: ``UNETLIB_DATA`` or the embedded ``data/sample``.
+
+    A relative ``UNETLIB_DATA`` counts from where the command was started, in notebooks too.
+
+    Raises:
+        FileNotFoundError: the folder does not exist.
+    """
+    folder = _folder_from("UNETLIB_DATA", REPOSITORY / "data" / "sample")
+    if not folder.is_dir():
+        raise FileNotFoundError(
+            f"The data folder {folder} does not exist: set UNETLIB_DATA to a folder in Carvana's "
+            "layout (train/, train_masks/), or unset it to use the embedded data/sample."
+        )
+    return folder
+
+
+def fullsize_dir() -> Path:
+    """The embedded car at Carvana's full size, 1918x1280 pixels."""
+    return REPOSITORY / "data" / "fullsize"
+
+
+def _home(name: str) -> Path:
+    folder = _folder_from("UNETLIB_HOME", REPOSITORY) / name
+    folder.mkdir(parents=True, exist_ok=True)
+    return folder
+
+
+def runs_dir() -> Path:
+    """The folder of all training runs, ``runs/`` (created)."""
+    return _home("runs")
+
+
+def models_dir() -> Path:
+    """The folder of exported models, ``models/`` (created)."""
+    return _home("models")
+
+
+def cache_dir() -> Path:
+    """The folder of decoded images, ``.cache/`` (created)."""
+    return _home(".cache")
+
+
+@dataclass(frozen=True)
+class Profile:
+    """How much of the course runs: everything, what a laptop can bear, or a smoke test.
+
+    Attributes:
+        train_angles: the turntable angles (1..16) whose training images are used.
+        max_size: largest image side in pixels.
+        max_epochs: most epochs of one run.
+        max_width: widths are divided until the first is at most this.
+        lr_factor: multiplies a recipe's learning rate; short runs need larger steps.
+        compare_size: image side in pixels at which notebooks compare two recipes.
+    """
+
+    name: str
+    description: str
+    train_angles: tuple[int, ...]
+    max_size: int = 4096
+    max_epochs: int = 1000
+    max_width: int = 4096
+    lr_factor: float = 1.0
+    compare_size: int = 64
+
+    def __str__(self) -> str:
+        return f"profile: {self.name} ({self.description})"
+
+    def scale(self, recipe):
+        """The training recipe cut down to what this profile can bear (``ci`` only)."""
+        shrink = max(1, recipe.widths[0] // self.max_width)
+        return replace(
+            recipe,
+            widths=tuple(width // shrink for width in recipe.widths),
+            size=min(recipe.size, self.max_size),
+            epochs=min(recipe.epochs, self.max_epochs),
+            lr=recipe.lr * self.lr_factor,
+        )
+
+    def thin(self, samples):
+        """The rows of a sample table (``carvana.find_samples``) whose angle this profile uses."""
+        return samples[samples["angle"].isin(self.train_angles)].reset_index(drop=True)
+
+
+PROFILES = {
+    "ci": Profile(
+        "ci",
+        "a smoke test: a narrow net at 64x64 for 3 epochs, every fourth training angle",
+        tuple(range(1, 17, 4)),
+        max_size=64,
+        max_epochs=3,
+        max_width=8,
+        lr_factor=30.0,
+    ),
+    "laptop": Profile(
+        "laptop",
+        "the real model at 128x128, every second training angle",
+        tuple(range(1, 17, 2)),
+    ),
+    "full": Profile("full", "the real model at 128x128, every picture", tuple(range(1, 17))),
+}
+
+
+def profile() -> Profile:
+    """The profile named by ``UNETLIB_PROFILE``; ``laptop`` when unset.
+
+    Raises:
+        ValueError: the name is not one of ``PROFILES``.
+    """
+    name = os.environ.get("UNETLIB_PROFILE", "").strip() or "laptop"
+    if name not in PROFILES:
+        raise ValueError(f"UNETLIB_PROFILE={name} is unknown: use one of {', '.join(PROFILES)}.")
+    return PROFILES[name]

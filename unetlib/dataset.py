@@ -1,0 +1,238 @@
+"""Samples -> tensors: decode, shrink, cache, augment, batch."""
+
+import hashlib
+import os
+import tempfile
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Literal, get_args
+
+import numpy as np
+import pandas as pd
+import torch
+from PIL import Image, ImageOps, UnidentifiedImageError
+from torch.utils.data import DataLoader, Dataset
+from torchvision import tv_tensors
+from torchvision.transforms import v2
+from tqdm.auto import tqdm
+
+from unetlib import config
+from unetlib.carvana import DataError, fingerprint, load_mask
+
+CACHE_VERSION = 1  # raise it when decoding changes, so that old caches are not used
+MaskKind = Literal["hard", "soft"]
+Augmentation = Literal["none", "flip", "mild"]
+
+
+def load_image(source, size: int | tuple[int, int]) -> np.ndarray:
+    """Read an image as the model sees it; dataset, calibration and predictor all call this.
+
+    Greyscale, upright (EXIF), stretched to the size without borders, by area averaging. A JPEG is
+    decoded at reduced scale where that leaves at least 4 times the target: several times faster,
+    and under half a grey level off on photos.
+
+    Args:
+        source: a path, a PIL image, or an array ``(H, W)``, ``(H, W, 1)``, ``(H, W, 3)`` or
+            ``(H, W, 4)``: uint8, uint16, boolean, or float in [0, 1].
+        size: side of the square, or ``(height, width)``, in pixels.
+
+    Returns:
+        uint8 array ``(height, width)``.
+
+    Raises:
+        DataError: the file or array cannot be read as an image.
+    """
+    height, width = (size, size) if isinstance(size, int) else size
+    if isinstance(source, Image.Image):
+        return _shrink(_to_grey(source), height, width)
+    if isinstance(source, np.ndarray):
+        return _shrink(_array_to_grey(source), height, width)
+    try:
+        with Image.open(source) as opened:
+            opened.draft("L", (4 * width, 4 * height))
+            return _shrink(_to_grey(opened), height, width)
+    except FileNotFoundError:
+        raise DataError(f"{source}: no such file; check the path.") from None
+    except (OSError, UnidentifiedImageError, Image.DecompressionBombError, SyntaxError) as error:
+        raise DataError(
+            f"{source}: cannot be read as an image ({type(error).__name__}); copy the file anew."
+        ) from None
+
+
+def _to_grey(image: Image.Image) -> Image.Image:
+    image = ImageOps.exif_transpose(image)
+    if image.mode.startswith("I"):  # 16-bit greys: keep the upper 8 bits, convert("L") would clip
+        return Image.fromarray((np.asarray(image) >> 8).clip(0, 255).astype(np.uint8))
+    if image.mode == "CMYK":
+        image = image.convert("RGB")
+    return image.convert("L")
+
+
+def _array_to_grey(array: np.ndarray) -> Image.Image:
+    if array.ndim == 3 and array.shape[2] == 1:
+        array = array[:, :, 0]
+    if array.dtype == np.uint16:
+        array = (array >> 8).astype(np.uint8)
+    elif array.dtype == bool or (array.dtype.kind == "f" and 0 <= array.min() <= array.max() <= 1):
+        array = (array * 255.0 + 0.5).astype(np.uint8)
+    coloured = array.ndim == 3 and array.shape[2] in (3, 4)
+    if array.dtype != np.uint8 or not (array.ndim == 2 or coloured):
+        raise DataError(
+            f"An array of shape {array.shape} and type {array.dtype} is no image: give (H, W) or "
+            "(H, W, 3), uint8 or float in [0, 1]."
+        )
+    return Image.fromarray(array).convert("L")
+
+
+def _shrink(grey: Image.Image, height: int, width: int) -> np.ndarray:
+    return np.asarray(grey.resize((width, height), Image.Resampling.BOX))
+
+
+def load_coverage(path: str | Path, size: int | tuple[int, int]) -> np.ndarray:
+    """Read a mask as area coverage: how much of each small pixel the car covers.
+
+    Returns:
+        uint8 array ``(height, width)``, 0 (no car) to 255 (all car); from 128 up the car covers at
+        least half of the pixel.
+
+    Raises:
+        DataError: as ``carvana.load_mask``.
+    """
+    height, width = (size, size) if isinstance(size, int) else size
+    mask = Image.fromarray(load_mask(path).astype(np.uint8) * 255)
+    return _shrink(mask, height, width)
+
+
+def to_tensor(grey: np.ndarray) -> torch.Tensor:
+    """uint8 ``(..., H, W)`` -> float32 ``(..., 1, H, W)`` in [0, 1]."""
+    return torch.from_numpy(np.array(grey)).unsqueeze(-3).float() / 255
+
+
+def augmentation(name: Augmentation) -> v2.Transform | None:
+    """Random changes that keep a car a car; a new draw for every image and epoch.
+
+    Args:
+        name: ``none``; ``flip`` (left-right, half of the time); ``mild`` (flip, brightness and
+            contrast within +-40 %).
+
+    Returns:
+        A torchvision v2 transform for an ``(image, mask)`` pair of ``tv_tensors``, or None. The
+        mask must be a ``tv_tensors.Mask``: v2 leaves a plain tensor behind without a word.
+    """
+    flip = v2.RandomHorizontalFlip(0.5)
+    if name == "mild":
+        return v2.Compose([flip, v2.ColorJitter(brightness=0.4, contrast=0.4)])
+    if name not in get_args(Augmentation):
+        raise ValueError(
+            f"augment={name!r} is unknown: use one of {', '.join(get_args(Augmentation))}."
+        )
+    return flip if name == "flip" else None
+
+
+class CarvanaDataset(Dataset):
+    """Images and masks as tensors, decoded once.
+
+    ``dataset[i]`` is ``(image, mask)``: float32 ``(1, H, W)`` each, the image in [0, 1], the mask
+    0 or 1 (``hard``: area coverage at least one half) or the coverage itself (``soft``).
+
+    Args:
+        samples: rows of ``carvana.find_samples`` that have a mask.
+        size: side in pixels; any multiple of 4 suits the default U-Net.
+        mask: ``hard`` or ``soft``.
+        augment: see ``augmentation``.
+        cache: keep decoded images in ``config.cache_dir()``, memory-mapped, keyed by content and
+            size; False decodes into memory.
+
+    Attributes:
+        samples: the table, with a fresh index.
+        images, coverage: uint8 arrays ``(N, H, W)``.
+
+    Raises:
+        ValueError: unknown mask kind or augmentation, or a size below 4 or not a multiple of 4.
+        DataError: no rows, a row without a mask, or a file that cannot be read.
+    """
+
+    def __init__(
+        self,
+        samples: pd.DataFrame,
+        size: int = 128,
+        mask: MaskKind = "hard",
+        augment: Augmentation = "none",
+        cache: bool = True,
+    ):
+        if size < 4 or size % 4:
+            near = size // 4 * 4 + 4
+            raise ValueError(f"size={size} must be a multiple of 4, for example {near}.")
+        if mask not in get_args(MaskKind):
+            raise ValueError(f"mask={mask!r} is unknown: use 'hard' or 'soft'.")
+        if not len(samples):
+            raise DataError("The sample table has no rows: nothing to learn from or to check.")
+        if (samples["mask"] == "").any():
+            first = samples.loc[samples["mask"] == "", "image"].iloc[0]
+            raise DataError(f"{first}: has no mask; keep only rows with one (mask != '').")
+        self.samples = samples.reset_index(drop=True)
+        self.size, self.mask = size, mask
+        self.transform = augmentation(augment)
+        decoded = _cached(self.samples, size) if cache else _decode(self.samples, size)
+        self.images, self.coverage = decoded[:, 0], decoded[:, 1]
+
+    def __len__(self) -> int:
+        return len(self.samples)
+
+    def __getitem__(self, index: int) -> tuple[torch.Tensor, torch.Tensor]:
+        image, mask = to_tensor(self.images[index]), to_tensor(self.coverage[index])
+        if self.mask == "hard":
+            mask = (mask >= 0.5).float()
+        if self.transform is not None:
+            image, mask = self.transform(tv_tensors.Image(image), tv_tensors.Mask(mask))
+            image, mask = image.as_subclass(torch.Tensor), mask.as_subclass(torch.Tensor)
+        return image, mask
+
+
+def _decode(samples: pd.DataFrame, size: int) -> np.ndarray:
+    """uint8 ``(N, 2, size, size)``: image and coverage of every row."""
+    decoded = np.empty((len(samples), 2, size, size), np.uint8)
+
+    def decode_row(row: int) -> None:
+        decoded[row, 0] = load_image(samples["image"][row], size)
+        decoded[row, 1] = load_coverage(samples["mask"][row], size)
+
+    with ThreadPoolExecutor() as pool:  # Pillow decodes outside of the interpreter lock
+        rows = pool.map(decode_row, range(len(samples)))
+        for _ in tqdm(rows, f"decoding to {size}x{size}", len(samples)):
+            pass
+    return decoded
+
+
+def _cached(samples: pd.DataFrame, size: int) -> np.ndarray:
+    key = f"v{CACHE_VERSION} {size} {fingerprint(samples)}"
+    path = config.cache_dir() / f"decoded-{hashlib.sha256(key.encode()).hexdigest()[:16]}.npy"
+    shape = (len(samples), 2, size, size)
+    try:
+        cached = np.load(path, mmap_mode="r")
+        if cached.shape == shape and cached.dtype == np.uint8:
+            return cached
+    except (OSError, ValueError, EOFError):
+        pass  # absent or cut off: built anew
+    decoded = _decode(samples, size)
+    # A name of its own and an atomic rename: two processes may build the same cache at once.
+    with tempfile.NamedTemporaryFile(dir=path.parent, suffix=".part", delete=False) as part:
+        np.save(part, decoded)
+    try:
+        os.replace(part.name, path)
+    except PermissionError:  # Windows, while another process has the same cache open
+        Path(part.name).unlink()
+        return decoded
+    return np.load(path, mmap_mode="r")
+
+
+def make_loader(
+    dataset: Dataset, batch_size: int, shuffle: bool = False, seed: int = 0, epoch: int = 0
+) -> DataLoader:
+    """Batches of ``(images, masks)``, float32 ``(B, 1, H, W)`` each; the last may be smaller.
+
+    The order depends on seed and epoch alone, so that any epoch can be repeated. No worker
+    processes: the images are in memory already.
+    """
+    order = torch.Generator().manual_seed(1000 * seed + epoch)
+    return DataLoader(dataset, batch_size, shuffle=shuffle, generator=order)

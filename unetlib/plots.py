@@ -1,0 +1,128 @@
+"""Samples, datasets, runs, predictions -> matplotlib figures that more than one notebook shows."""
+
+from collections.abc import Mapping, Sequence
+
+import matplotlib.pyplot as plt
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.colors import ListedColormap
+from matplotlib.figure import Figure
+
+from unetlib.training import Run
+
+CAR = "#0072B2"  # Okabe and Ito's blue and orange, told apart by colour-blind readers too
+MISSED = "#D55E00"
+DPI = 72
+
+
+def show_images(
+    images: Sequence[np.ndarray],
+    titles: Sequence[str] | None = None,
+    ncols: int = 4,
+    width: float = 9.0,
+) -> Figure:
+    """A grid of images, ``(H, W)`` grey or ``(H, W, 3)``, uint8 or in [0, 1].
+
+    Args:
+        titles: one above each image.
+        ncols: images in a row.
+        width: of the figure, in inches.
+    """
+    arrays = [np.squeeze(np.asarray(image)) for image in images]
+    ncols = min(ncols, len(arrays))
+    nrows = -(-len(arrays) // ncols)
+    height, side = arrays[0].shape[:2]
+    row_height = width / ncols * height / side + (0.25 if titles is not None else 0.05)
+    figure, axes = plt.subplots(
+        nrows, ncols, figsize=(width, nrows * row_height), dpi=DPI, squeeze=False, layout="tight"
+    )
+    for axis in axes.flat:
+        axis.axis("off")
+    for index, (axis, array) in enumerate(zip(axes.flat, arrays, strict=False)):
+        axis.imshow(array, cmap="gray", vmin=0, vmax=255 if array.dtype == np.uint8 else 1)
+        if titles is not None:
+            axis.set_title(titles[index], fontsize=9)
+    plt.close(figure)
+    return figure
+
+
+def overlay(image: np.ndarray, mask: np.ndarray, ax: Axes | None = None) -> Figure:
+    """An image with its mask laid over it in colour, and the mask's outline.
+
+    Args:
+        image: ``(H, W)`` or ``(H, W, 3)``, uint8 or in [0, 1].
+        mask: ``(H, W)``, True on the car.
+        ax: where to draw; None makes a figure.
+    """
+    if ax is None:
+        figure, ax = plt.subplots(figsize=(5, 3.5), dpi=DPI, layout="tight")
+        plt.close(figure)
+    image, mask = np.squeeze(np.asarray(image)), np.squeeze(np.asarray(mask)).astype(bool)
+    ax.imshow(image, cmap="gray", vmin=0, vmax=255 if image.dtype == np.uint8 else 1)
+    ax.imshow(np.where(mask, 1.0, np.nan), cmap=ListedColormap([CAR]), alpha=0.45)
+    if mask.any() and not mask.all():
+        ax.contour(mask, levels=[0.5], colors=[CAR], linewidths=1)
+    ax.axis("off")
+    return ax.figure
+
+
+def show_predictions(
+    images: Sequence[np.ndarray],
+    masks: Sequence[np.ndarray],
+    probabilities: Sequence[np.ndarray],
+    titles: Sequence[str] | None = None,
+    threshold: float = 0.5,
+) -> Figure:
+    """A column per image: input, true mask, probability, and where the thresholded mask errs.
+
+    In the last row, orange pixels are car that was missed, blue ones background taken for car.
+
+    Args:
+        images: ``(H, W)`` each; masks: ``(H, W)`` 0/1; probabilities: ``(H, W)`` in [0, 1].
+        titles: above each column.
+    """
+    columns = len(images)
+    figure, axes = plt.subplots(
+        4, columns, figsize=(1.7 * columns + 0.5, 6.6), dpi=DPI, squeeze=False, layout="tight"
+    )
+    for column in range(columns):
+        image, mask, probability = (
+            np.squeeze(np.asarray(stack[column])) for stack in (images, masks, probabilities)
+        )
+        predicted, mask = probability > threshold, mask >= 0.5
+        errors = np.ones((*mask.shape, 3))
+        errors[mask & predicted] = 0.75
+        errors[mask & ~predicted] = tuple(int(MISSED[i : i + 2], 16) / 255 for i in (1, 3, 5))
+        errors[~mask & predicted] = tuple(int(CAR[i : i + 2], 16) / 255 for i in (1, 3, 5))
+        grey = 255 if image.dtype == np.uint8 else 1
+        axes[0, column].imshow(image, cmap="gray", vmin=0, vmax=grey)
+        axes[1, column].imshow(mask, cmap="gray", vmin=0, vmax=1)
+        axes[2, column].imshow(probability, cmap="gray", vmin=0, vmax=1)
+        axes[3, column].imshow(errors)
+        if titles is not None:
+            axes[0, column].set_title(titles[column], fontsize=9)
+    labels = ("input", "truth", "probability", "errors\n(orange: missed,\nblue: too much)")
+    for row, label in zip(axes, labels, strict=True):
+        row[0].set_ylabel(label, fontsize=9)
+        for axis in row:
+            axis.set(xticks=[], yticks=[])
+    plt.close(figure)
+    return figure
+
+
+def plot_history(runs: Run | Mapping[str, Run]) -> Figure:
+    """Loss and validation Dice over the epochs, of one run or of several by name."""
+    runs = {"": runs} if isinstance(runs, Run) else runs
+    figure, (left, right) = plt.subplots(1, 2, figsize=(9, 3.2), dpi=DPI, layout="tight")
+    for colour, (name, run) in enumerate(runs.items()):
+        epochs, style = run.history["epoch"], dict(color=f"C{colour}", marker=".")
+        left.plot(epochs, run.history["train_loss"], label=f"{name} train".strip(), **style)
+        left.plot(epochs, run.history["val_loss"], "--", label=f"{name} val".strip(), **style)
+        right.plot(epochs, run.history["val_dice"], label=name or "validation", **style)
+    left.set(xlabel="epoch", ylabel="loss", title="Loss: lower is better")
+    right.set(xlabel="epoch", ylabel="Dice", title="Validation Dice: higher is better")
+    for axis in (left, right):
+        axis.legend(fontsize=8)
+        axis.grid(alpha=0.3)
+    plt.close(figure)
+    return figure
