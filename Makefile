@@ -1,0 +1,137 @@
+# `make` or `make help` lists the commands. Needs GNU make and Python 3.11 or newer, nothing else.
+#
+# All paths are relative, so that the repository may lie in a folder with spaces in its name.
+
+VENV := .venv
+PY := $(VENV)/bin/python
+STAMP := $(VENV)/installed
+NOTEBOOKS := $(sort $(wildcard notebooks/[0-9]*.ipynb))
+JOBS ?= 2
+
+# A relative folder in UNETLIB_DATA or UNETLIB_HOME counts from where make was started. With
+# `make -C` (which puts a w among make's flags) that is the calling shell's folder.
+START := $(if $(findstring w,$(filter-out --%,$(firstword -$(MAKEFLAGS)))),$(PWD),$(CURDIR))
+absolute = $(if $(filter /% ~%,$(firstword $(1))),$(1),$(START)/$(1))
+ifdef UNETLIB_DATA
+export UNETLIB_DATA := $(call absolute,$(UNETLIB_DATA))
+endif
+ifdef UNETLIB_HOME
+export UNETLIB_HOME := $(call absolute,$(UNETLIB_HOME))
+endif
+
+# The kernel of this environment, whatever other kernels are registered on the computer.
+export JUPYTER_PREFER_ENV_PATH := 1
+
+# Tests see neither the user's data nor their profile nor results of an earlier run.
+TEST_ENV = env -u UNETLIB_DATA UNETLIB_PROFILE=ci UNETLIB_HOME="$(CURDIR)/build/test"
+
+ifdef OFFLINE
+PIP_SOURCE := --no-index --find-links wheelhouse
+endif
+PIP := $(PY) -m pip --disable-pip-version-check
+CONSTRAINED := --constraint constraints.txt $(PIP_SOURCE)
+TORCH_INDEX := https://download.pytorch.org/whl/cpu
+# The first line of each pair is tried within this many seconds.
+TORCH_PROBE := import urllib.request; \
+	urllib.request.urlopen("$(TORCH_INDEX)/torch/", timeout=10).close()
+
+.DEFAULT_GOAL := help
+.DELETE_ON_ERROR:
+.PHONY: help setup notebooks test test-all lab refresh handout lint wheelhouse lock clean
+
+help: ## list these commands
+	@echo "make COMMAND, where COMMAND is one of:"
+	@sed -n 's/^\([a-z-]*\):.*## /  \1 ## /p' Makefile | awk -F ' ## ' '{printf "%-14s %s\n", $$1, $$2}'
+	@echo "Settings:"
+	@echo "  UNETLIB_DATA=FOLDER  a data set in Carvana's layout instead of data/sample"
+	@echo "  UNETLIB_PROFILE=ci|laptop|full  how much the notebooks compute (default: laptop)"
+	@echo "  TORCH=cpu            at the first call: PyTorch without GPU support (0.2 GB, not 5)"
+	@echo "  OFFLINE=1            at the first call: install from wheelhouse/, without a network"
+	@echo "  PYTHON=python3.12    at the first call: which Python to use"
+
+setup: $(STAMP) ## make .venv with all packages (the other commands do so when needed)
+
+notebooks: $(STAMP) ## run the six notebooks; results go to build/, the committed files stay
+	@$(PY) tools/course.py run $(NOTEBOOKS)
+
+test: $(STAMP) ## unit tests, then every notebook cell in the ci profile (minutes)
+	@rm -rf build/test
+	@$(TEST_ENV) $(PY) -m pytest tests notebooks $(PYTEST_NOTEBOOKS) -m "not slow" $(PYTEST)
+
+test-all: $(STAMP) ## the same, with the slow tests
+	@rm -rf build/test
+	@$(TEST_ENV) $(PY) -m pytest tests notebooks $(PYTEST_NOTEBOOKS) $(PYTEST)
+
+# Cells of one notebook stay together on one worker (loadscope).
+PYTEST_NOTEBOOKS := --nbval-lax --nbval-current-env --nbval-cell-timeout=600 \
+	--cov=unetlib --numprocesses=$(JOBS) --dist=loadscope
+
+lab: $(STAMP) ## open the notebooks in JupyterLab
+	@$(PY) -m jupyter lab notebooks
+
+refresh: $(STAMP) ## run the committed notebooks anew, in place (laptop profile)
+	@env -u UNETLIB_DATA -u UNETLIB_PROFILE $(PY) tools/course.py refresh $(NOTEBOOKS)
+
+handout: $(STAMP) ## copies without outputs and solutions into build/handout
+	@$(PY) tools/course.py handout $(NOTEBOOKS)
+
+lint: $(STAMP) ## ruff over code and notebooks
+	@$(PY) -m ruff check . && $(PY) -m ruff format --check .
+
+wheelhouse: $(VENV)/made ## download all packages for this kind of computer into wheelhouse/
+	@$(call torch,download --dest wheelhouse)
+	@$(PIP) download --dest wheelhouse --find-links wheelhouse --constraint constraints.txt \
+		--progress-bar off "setuptools>=77" ".[dev]"
+	@rm -f wheelhouse/unetlib-*
+	@echo "wheelhouse/ is complete: copy it next to the Makefile elsewhere, then make OFFLINE=1 setup"
+
+lock: $(VENV)/made ## renew constraints.txt from pyproject.toml with the newest versions
+	@$(PY) -m venv build/lock && build/lock/bin/python -m pip install --quiet uv
+	@printf '%s\n' \
+		'# One version of every package, for Linux, macOS (arm64) and Windows, Python 3.11 or newer.' \
+		'# Made from pyproject.toml by `make lock`; do not edit.' > build/constraints.txt
+	@build/lock/bin/uv pip compile --quiet --universal --python-version 3.11 \
+		--fork-strategy fewest --extra dev --no-header --no-annotate --no-emit-index-url \
+		--no-emit-find-links pyproject.toml >> build/constraints.txt
+	@mv build/constraints.txt constraints.txt
+
+clean: ## remove build/, runs/, models/ and caches; .venv and data stay
+	rm -rf build runs models .cache .pytest_cache .ruff_cache .hypothesis .coverage .coverage.* \
+		unetlib.egg-info
+	find . -name __pycache__ -type d -not -path './$(VENV)/*' -prune -exec rm -rf {} +
+
+# Two steps: an interrupted installation is continued, a finished one is not repeated.
+$(STAMP): $(VENV)/made pyproject.toml constraints.txt
+	@$(call torch,install)
+	@echo "Installing the packages into $(VENV) (some minutes the first time) ..."
+	@$(PIP) install $(CONSTRAINED) --editable ".[dev]"
+	@touch $@
+
+# A Python qualifies if it is new enough and can make environments (Debian splits that part off).
+PYTHONS := python3 python3.13 python3.12 python3.11 python3.14 python
+$(VENV)/made:
+	@for python in $(or $(PYTHON),$(PYTHONS)); do \
+		if "$$python" -c 'import sys, venv, ensurepip; sys.exit(sys.version_info < (3, 11))' \
+				2>/dev/null; then \
+			echo "Making $(VENV) with $$("$$python" --version)"; \
+			"$$python" -m venv $(VENV) && touch $@; exit; \
+		fi; \
+	done; \
+	echo "No Python 3.11 or newer with the venv module found: install one from python.org" \
+		"(Debian, Ubuntu: apt install python3 python3-venv), or name it: make PYTHON=/path/to/python3." >&2; \
+	exit 1
+
+# TORCH=cpu takes torch and torchvision from PyTorch's own index, both or neither: a torchvision of
+# the one kind cannot be imported with a torch of the other.
+ifeq ($(TORCH)$(OFFLINE),cpu)
+define torch
+if ! $(PY) -c '$(TORCH_PROBE)' 2>/dev/null; then \
+	echo "PyTorch's own index is not reachable: taking torch from the package registry (5 GB on Linux)."; \
+elif $(PIP) $(1) --quiet --no-deps --constraint constraints.txt --index-url $(TORCH_INDEX) \
+		torch torchvision; then \
+	echo "Took the CPU-only torch and torchvision from PyTorch's own index."; \
+else \
+	echo "PyTorch's own index lacks the pinned versions: taking torch from the package registry (5 GB on Linux)."; \
+fi
+endef
+endif

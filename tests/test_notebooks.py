@@ -1,0 +1,124 @@
+"""The notebooks as they are stored in the repository: executed, tidy and small."""
+
+import re
+from pathlib import Path
+
+import nbformat
+import pytest
+
+REPOSITORY = Path(__file__).parent.parent
+NOTEBOOKS = sorted((REPOSITORY / "notebooks").glob("[0-9]*.ipynb"))
+NAMES = [
+    "01_exploration",
+    "02_dataset",
+    "03_model",
+    "04_training",
+    "05_export",
+    "06_inference_comparison",
+]
+REMEDY = "run `make refresh` and commit the result"
+
+ABSOLUTE_PATH = re.compile(
+    r"(?:^|[\s'\"(=:,])(?:/(?:home|Users|root|tmp|private|var|work|mnt|opt|usr)/|[A-Za-z]:\\\\?\w)"
+)
+MEMORY_ADDRESS = re.compile(r" at 0x[0-9a-f]{6,}")
+SECRET = re.compile(r"KAGGLE_API_TOKEN\s*=\s*\S|KGAT_\w|\bhf_\w{20}|\bgh[pousr]_\w{20}")
+UNFINISHED_BAR = re.compile(r"(?<!\d)\d{1,2}%\|")
+WARNING = re.compile(r"\w*Warning\b|\[W\d|\bWARNING\b|DEPRECAT")
+
+
+@pytest.fixture(params=NOTEBOOKS, ids=lambda path: path.stem)
+def path(request):
+    return request.param
+
+
+@pytest.fixture
+def notebook(path):
+    return nbformat.read(path, as_version=4)
+
+
+@pytest.fixture
+def code_cells(notebook):
+    return [cell for cell in notebook.cells if cell.cell_type == "code"]
+
+
+def stored_text(cell) -> str:
+    """All the text that a cell's outputs show."""
+    pieces = []
+    for output in cell.outputs:
+        pieces.append(output.get("text", ""))
+        for kind, value in output.get("data", {}).items():
+            if kind.startswith("text/") or kind == "application/json":
+                pieces.append(str(value))
+    return "\n".join(pieces)
+
+
+def test_the_six_notebooks_are_there():
+    assert [path.stem for path in NOTEBOOKS] == NAMES
+
+
+def test_valid_and_below_one_megabyte(path, notebook):
+    nbformat.validate(notebook)
+    assert path.stat().st_size < 1_000_000, f"{path.name}: show fewer or smaller figures"
+
+
+def test_every_code_cell_was_executed_in_order(path, code_cells):
+    counts = [cell.execution_count for cell in code_cells]
+    assert counts == list(range(1, len(counts) + 1)), f"{path.name}: {REMEDY}"
+
+
+def test_no_stored_error(path, code_cells):
+    for cell in code_cells:
+        kinds = [output.output_type for output in cell.outputs]
+        assert "error" not in kinds, f"{path.name} [{cell.execution_count}]: {REMEDY}"
+
+
+@pytest.mark.parametrize(
+    "what",
+    [ABSOLUTE_PATH, MEMORY_ADDRESS, SECRET, UNFINISHED_BAR, WARNING],
+    ids=lambda p: p.pattern,
+)
+def test_outputs_are_free_of(what, path, code_cells):
+    for cell in code_cells:
+        found = what.search(stored_text(cell))
+        assert not found, f"{path.name} [{cell.execution_count}] shows {found.group()!r}"
+
+
+def test_sources_are_free_of_paths_and_secrets(path, notebook):
+    for cell in notebook.cells:
+        for pattern in (ABSOLUTE_PATH, SECRET):
+            found = pattern.search(cell.source)
+            assert not found, f"{path.name} holds {found.group()!r} in a cell's source"
+
+
+def test_no_widgets(path, notebook, code_cells):
+    assert "widgets" not in notebook.metadata
+    for cell in code_cells:
+        for output in cell.outputs:
+            assert not any("widget" in kind for kind in output.get("data", {})), (
+                f"{path.name} [{cell.execution_count}] stores a widget, which GitHub cannot show: "
+                f"{REMEDY}"
+            )
+
+
+def test_outputs_come_from_the_laptop_profile(path, code_cells):
+    shown = "\n".join(stored_text(cell) for cell in code_cells)
+    assert "profile: laptop" in shown, f"{path.name}: {REMEDY}"
+
+
+def test_contract_headings(path, notebook):
+    """What you will be able to do, needs and time, and the bridge to the next notebook."""
+    text = "\n".join(cell.source for cell in notebook.cells if cell.cell_type == "markdown")
+    first = notebook.cells[0].source
+    assert first.startswith("# "), f"{path.name} starts with its title"
+    headings = re.findall(r"^#+ .*$|^\*\*.*", text, re.MULTILINE)
+    for part in ("you will be able to", "need", "next"):
+        assert any(part in heading.lower() for heading in headings), f"{path.name} lacks: {part}"
+
+
+def test_local_links_lead_somewhere(path, notebook):
+    for cell in notebook.cells:
+        if cell.cell_type == "markdown":
+            for target in re.findall(r"\]\(([^)\s#]+)[^)]*\)", cell.source):
+                if "://" not in target and not target.startswith(("mailto:", "attachment:")):
+                    assert (path.parent / target).exists(), f"{path.name} links to {target}"
