@@ -76,7 +76,7 @@ def test_no_stored_error(path, code_cells):
 @pytest.mark.parametrize(
     "what",
     [ABSOLUTE_PATH, MEMORY_ADDRESS, SECRET, UNFINISHED_BAR, WARNING],
-    ids=lambda p: p.pattern,
+    ids=["absolute path", "memory address", "secret", "unfinished bar", "warning"],
 )
 def test_outputs_are_free_of(what, path, code_cells):
     for cell in code_cells:

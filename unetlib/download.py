@@ -1,6 +1,6 @@
 """Kaggle or a folder of archives -> a data folder in Carvana's layout; and small subsets of one.
 
-The competition's files may not be passed on, so everybody fetches them with an account of their own:
+The competition's files may not be passed on, so everybody fetches them with their own account:
 https://www.kaggle.com/c/carvana-image-masking-challenge
 """
 
@@ -99,8 +99,8 @@ def _fetch(name: str) -> Path:
         raise DataError(f"Kaggle answered {status} for {name}: try again later.") from error
     except requests.RequestException as error:
         raise DataError(
-            f"Kaggle cannot be reached ({type(error).__name__}): check the network, or download the "
-            "archives in a browser and use `python -m unetlib download --from FOLDER`."
+            f"Kaggle cannot be reached ({type(error).__name__}): check the network, or download "
+            "the archives in a browser and use `python -m unetlib download --from FOLDER`."
         ) from error
 
 
