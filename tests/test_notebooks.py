@@ -106,14 +106,22 @@ def test_outputs_come_from_the_laptop_profile(path, code_cells):
     assert "profile: laptop" in shown, f"{path.name}: {REMEDY}"
 
 
-def test_contract_headings(path, notebook):
-    """What you will be able to do, needs and time, and the bridge to the next notebook."""
+def test_contract(path, notebook):
+    """Every notebook says what it gives and takes, asks before it answers, and leads on."""
     text = "\n".join(cell.source for cell in notebook.cells if cell.cell_type == "markdown")
-    first = notebook.cells[0].source
-    assert first.startswith("# "), f"{path.name} starts with its title"
-    headings = re.findall(r"^#+ .*$|^\*\*.*", text, re.MULTILINE)
-    for part in ("you will be able to", "need", "next"):
-        assert any(part in heading.lower() for heading in headings), f"{path.name} lacks: {part}"
+    for part in [
+        r"\A# ",
+        r"^\*\*Goal:\*\*",
+        r"^\*\*You will be able to\*\*",
+        r"^\*\*Needs / time:\*\*",
+        r"^\*\*Predict:\*\*",
+        r"^## Exercises",
+        r"^## What you have learned",
+    ]:
+        assert re.search(part, text, re.MULTILINE), f"{path.name} lacks {part}"
+    following = NAMES[NAMES.index(path.stem) + 1 :]
+    if following:
+        assert f"({following[0]}.ipynb)" in text, f"{path.name} does not lead to the next notebook"
 
 
 def test_local_links_lead_somewhere(path, notebook):
