@@ -9,14 +9,19 @@ NOTEBOOKS := $(sort $(wildcard notebooks/[0-9]*.ipynb))
 JOBS ?= 2
 
 # A relative folder in UNETLIB_DATA or UNETLIB_HOME counts from where make was started. With
-# `make -C` (which puts a w among make's flags) that is the calling shell's folder.
-START := $(if $(findstring w,$(filter-out --%,$(firstword -$(MAKEFLAGS)))),$(PWD),$(CURDIR))
+# `make -C` that is the calling shell's folder, PWD. Make tells -C by a w among its flags, unless it
+# was asked to be quiet; called by a program, PWD may be that program's and is not trusted.
+LETTERS := $(firstword -$(MAKEFLAGS))
+QUIET := $(findstring s,$(LETTERS)) $(filter --no-print-directory,$(MAKEFLAGS))
+START := $(if $(strip $(findstring w,$(LETTERS)) $(QUIET)),$(or $(PWD),$(CURDIR)),$(CURDIR))
 absolute = $(if $(filter /% ~%,$(firstword $(1))),$(1),$(START)/$(1))
 ifdef UNETLIB_DATA
-export UNETLIB_DATA := $(call absolute,$(UNETLIB_DATA))
+override UNETLIB_DATA := $(call absolute,$(UNETLIB_DATA))
+export UNETLIB_DATA
 endif
 ifdef UNETLIB_HOME
-export UNETLIB_HOME := $(call absolute,$(UNETLIB_HOME))
+override UNETLIB_HOME := $(call absolute,$(UNETLIB_HOME))
+export UNETLIB_HOME
 endif
 
 # The kernel of this environment, whatever other kernels are registered on the computer.
