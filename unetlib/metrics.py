@@ -5,7 +5,7 @@ import pandas as pd
 import torch
 from torch.nn import functional as F
 
-from unetlib.dataset import CarvanaDataset, make_loader
+from unetlib.dataset import CarvanaDataset, to_tensor
 from unetlib.model import UNet, autocast
 
 
@@ -65,7 +65,11 @@ def iou(predicted, target) -> torch.Tensor:
 
 def _areas(predicted, target) -> tuple[torch.Tensor, ...]:
     """Pixel counts (N,) of the overlap and of both masks."""
-    masks = [torch.as_tensor(mask) for mask in (predicted, target)]
+    # numpy is copied: PyTorch warns about read-only arrays, such as those made from PIL images.
+    masks = [
+        torch.from_numpy(mask.copy()) if isinstance(mask, np.ndarray) else torch.as_tensor(mask)
+        for mask in (predicted, target)
+    ]
     if masks[0].shape != masks[1].shape or masks[0].ndim < 2:
         shapes = " and ".join(str(tuple(mask.shape)) for mask in masks)
         raise ValueError(f"Masks of shapes {shapes} cannot be compared: give two of (N, H, W).")
@@ -87,14 +91,18 @@ def _ratio(above: torch.Tensor, below: torch.Tensor) -> torch.Tensor:
 def dataset_logits(
     model: UNet, dataset: CarvanaDataset, batch_size: int = 16, precision: str = "fp32"
 ) -> torch.Tensor:
-    """Logits of a whole dataset, float32 ``(N, 1, H, W)`` on the CPU, in its order, at its size."""
+    """Logits of a whole dataset, float32 ``(N, 1, H, W)`` on the CPU, in its order, at its size.
+
+    Never augmented: they belong to ``dataset.images``, pixel by pixel.
+    """
     device = next(model.parameters()).device
     was_training = model.training
     model.eval()
     batches = []
-    for images, _ in make_loader(dataset, batch_size):
+    for start in range(0, len(dataset), batch_size):
+        images = to_tensor(dataset.images[start : start + batch_size]).to(device)
         with autocast(device, precision):
-            batches.append(model(images.to(device)).float().cpu())
+            batches.append(model(images).float().cpu())
     model.train(was_training)
     return torch.cat(batches)
 

@@ -10,6 +10,7 @@ is answered at once and a changed number trains a run of its own:
 
 import hashlib
 import json
+import math
 import os
 import platform
 import time
@@ -266,6 +267,7 @@ def fit(
                 recipe, model, train_set, optimizer, scheduler, epoch, device, precision, bar
             )
             scores = _validate(recipe, model, val_set, precision)
+            _check_finite(scores["val_loss"], epoch, recipe)
             seconds = time.perf_counter() - started
             row = dict(epoch=epoch, lr=lr, train_loss=train_loss, **scores, seconds=seconds)
             run.history = pd.concat([run.history, pd.DataFrame([row])], ignore_index=True)
@@ -294,11 +296,7 @@ def _train_epoch(recipe, model, train_set, optimizer, scheduler, epoch, device, 
             with autocast(device, precision):
                 logits = model(images)
             loss = loss_of(logits, masks)
-            if not torch.isfinite(loss):
-                raise TrainingError(
-                    f"The loss became {loss.item()} in epoch {epoch}: lower the learning rate "
-                    f"(lr={recipe.lr}) and check the images; earlier epochs are kept."
-                )
+            _check_finite(loss.item(), epoch, recipe)
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()
@@ -307,6 +305,14 @@ def _train_epoch(recipe, model, train_set, optimizer, scheduler, epoch, device, 
             total += loss.item() * len(images)
             bar.update()
     return total / len(train_set)
+
+
+def _check_finite(loss: float, epoch: int, recipe: Recipe) -> None:
+    if not math.isfinite(loss):
+        raise TrainingError(
+            f"The loss became {loss} in epoch {epoch}: lower the learning rate (lr={recipe.lr}) "
+            "and check the images; earlier epochs are kept."
+        )
 
 
 def _validate(recipe, model, val_set, precision) -> dict[str, float]:

@@ -1,0 +1,130 @@
+"""A tiny data set in Carvana's layout, drawn here, and a model trained on it.
+
+No test sees the user's data, profile or runs: UNETLIB_DATA points at the drawn set, UNETLIB_HOME at
+a fresh folder, UNETLIB_PROFILE is unset.
+"""
+
+from itertools import groupby
+
+import numpy as np
+import pytest
+from hypothesis import settings
+from PIL import Image, ImageDraw
+
+# Each run tries the same examples, so that a failure is the change's own; no deadline, because a
+# busy machine is no bug.
+settings.register_profile("course", deadline=None, derandomize=True, max_examples=50)
+settings.load_profile("course")
+
+WIDTH, HEIGHT = 60, 40
+ANGLES = (1, 5, 9, 13)  # every profile uses all four
+
+
+def draw_car(car: int, angle: int) -> tuple[Image.Image, Image.Image]:
+    """A dark ellipse off centre on a bright, noisy ground, and its mask (palette indices 0/1)."""
+    rng = np.random.default_rng(100 * car + angle)
+    left, top = 3 + 2 * car + angle // 3, 6 + car
+    box = (left, top, left + 30 + car, top + 18 + angle // 4)
+    mask = Image.new("P", (WIDTH, HEIGHT), 0)
+    mask.putpalette([0, 0, 0, 255, 255, 255])
+    ImageDraw.Draw(mask).ellipse(box, fill=1)
+    grey = np.where(np.asarray(mask) == 1, 50 + 8 * car, 200) + rng.normal(0, 6, (HEIGHT, WIDTH))
+    image = np.stack([grey, grey * 0.97, grey * 0.94], axis=2).clip(0, 255).astype(np.uint8)
+    return Image.fromarray(image), mask
+
+
+def run_lengths(mask: np.ndarray) -> str:
+    code, position = [], 1
+    for value, group in groupby(mask.ravel()):
+        length = len(list(group))
+        if value:
+            code += [position, length]
+        position += length
+    return " ".join(map(str, code))
+
+
+def write_data_set(root, cars: int = 5, test_cars: int = 1):
+    """Write cars x 4 photos with masks, test photos, train_masks.csv and metadata.csv."""
+    for folder in ("train", "train_masks", "test"):
+        (root / folder).mkdir(parents=True)
+    codes, makes = ["img,rle_mask"], ["id,year,make,model,trim1,trim2"]
+    for car in range(cars + test_cars):
+        name = f"{car:012x}"
+        makes.append(f"{name},{2000 + car},Make {car},Model,Trim,Trim")
+        for angle in ANGLES:
+            image, mask = draw_car(car, angle)
+            folder = "train" if car < cars else "test"
+            image.save(root / folder / f"{name}_{angle:02d}.jpg", quality=95)
+            if car < cars:
+                mask.save(root / "train_masks" / f"{name}_{angle:02d}_mask.gif")
+                codes.append(f"{name}_{angle:02d}.jpg,{run_lengths(np.asarray(mask))}")
+    (root / "train_masks.csv").write_text("\n".join(codes) + "\n")
+    (root / "metadata.csv").write_text("\n".join(makes) + "\n")
+    return root
+
+
+@pytest.fixture(scope="session")
+def data_set(tmp_path_factory):
+    """5 cars with masks and 1 without, 4 angles each. Read only: for changes, `own_data_set`."""
+    return write_data_set(tmp_path_factory.mktemp("data"))
+
+
+@pytest.fixture
+def own_data_set(tmp_path):
+    """A smaller set, 2 cars with masks and 1 without, that the test may change."""
+    return write_data_set(tmp_path / "own data set", cars=2)
+
+
+@pytest.fixture(scope="session")
+def one_thread():
+    """Two busy cores serve tiny networks best one thread at a time, and exactly alike each time."""
+    import torch
+
+    torch.set_num_threads(1)
+
+
+@pytest.fixture(autouse=True)
+def own_environment(monkeypatch, data_set, one_thread, tmp_path):
+    monkeypatch.setenv("UNETLIB_DATA", str(data_set))
+    monkeypatch.setenv("UNETLIB_HOME", str(tmp_path / "home"))
+    monkeypatch.delenv("UNETLIB_PROFILE", raising=False)
+
+
+@pytest.fixture(scope="session")
+def samples(data_set):
+    from unetlib.carvana import find_samples
+
+    return find_samples(data_set)
+
+
+@pytest.fixture(scope="session")
+def tables(samples):
+    """(train, val): 4 cars and 1 car."""
+    from unetlib.carvana import split_by_car
+
+    return split_by_car(samples)
+
+
+@pytest.fixture(scope="session")
+def trained(tables, one_thread, tmp_path_factory):
+    """A small U-Net that has learned to find the ellipses: 32x32 pixels, a second or two."""
+    from unetlib.training import Recipe, fit
+
+    recipe = Recipe(widths=(4, 8, 16), size=32, lr=1e-2, epochs=6, batch_size=4, precision="fp32")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("UNETLIB_HOME", str(tmp_path_factory.mktemp("trained")))
+        patch.delenv("UNETLIB_PROFILE", raising=False)
+        return fit(recipe, *tables)
+
+
+@pytest.fixture(scope="session")
+def exported(trained, tables, tmp_path_factory):
+    """(folder with the four model files, parity table)."""
+    from unetlib.export import export_all
+
+    folder = tmp_path_factory.mktemp("models")
+    train, val = tables
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("UNETLIB_HOME", str(tmp_path_factory.mktemp("exported")))
+        table = export_all(trained, folder, train=train, val=val)
+    return folder, table

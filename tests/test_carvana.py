@@ -1,0 +1,390 @@
+import warnings
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as hnp
+from PIL import Image
+
+from unetlib import carvana
+from unetlib.carvana import DataError, find_samples, load_mask, rle_decode, rle_encode, split_by_car
+
+# ---------------------------------------------------------------------------------- find_samples
+
+
+def test_table_has_one_row_per_image(samples):
+    assert list(samples.columns) == ["id", "car", "angle", "image", "mask", "width", "height"]
+    assert len(samples) == 6 * 4
+    first = samples.iloc[0]
+    assert (first["id"], first["car"], first["angle"]) == ("000000000000_01", "0" * 12, 1)
+    assert (first["width"], first["height"]) == (60, 40)
+    assert first["image"].endswith("000000000000_01.jpg")
+    assert first["mask"].endswith("000000000000_01_mask.gif")
+
+
+def test_test_images_come_last_and_have_no_mask(samples):
+    assert list(samples["mask"] == "") == [False] * 20 + [True] * 4
+    assert samples["id"][:20].is_monotonic_increasing
+
+
+def test_a_sound_data_set_has_no_problems_and_no_warnings(data_set):
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert find_samples(data_set).attrs["problems"] == []
+
+
+def test_default_folder_is_the_configured_one(data_set):
+    assert find_samples()["image"][0].startswith(str(data_set))
+
+
+def shrink_mask(root):
+    Image.new("P", (30, 20)).save(root / "train_masks" / "000000000000_05_mask.gif")
+
+
+def cut_off_image(root):
+    (root / "train" / "000000000000_05.jpg").write_bytes(b"\xff\xd8\xff\xe0 not an image")
+
+
+def cut_off_mask(root):
+    path = root / "train_masks" / "000000000000_05_mask.gif"
+    path.write_bytes(path.read_bytes()[:20])
+
+
+def grey_mask(root):
+    (root / "train_masks" / "000000000000_05_mask.gif").unlink()
+    ramp = np.linspace(0, 255, 60).astype(np.uint8)
+    mask = np.broadcast_to(ramp, (40, 60)).copy()
+    Image.fromarray(mask).save(root / "train_masks" / "000000000000_05_mask.png")
+
+
+def remove_mask(root):
+    (root / "train_masks" / "000000000000_05_mask.gif").unlink()
+
+
+def remove_image(root):
+    (root / "train" / "000000000000_05.jpg").unlink()
+
+
+def rename_image(root):
+    (root / "train" / "000000000000_05.jpg").rename(root / "train" / "holiday.jpg")
+    remove_mask(root)
+
+
+@pytest.mark.parametrize(
+    ("damage", "file", "problem"),
+    [
+        (shrink_mask, "000000000000_05_mask.gif", "mask of 30x20 pixels for an image of 60x40"),
+        (cut_off_image, "000000000000_05.jpg", "unreadable image"),
+        (cut_off_mask, "000000000000_05_mask.gif", "unreadable mask"),
+        (grey_mask, "000000000000_05_mask.png", "the mask has 60 grey values, not two"),
+        (remove_mask, "000000000000_05.jpg", "image without its mask"),
+        (remove_image, "000000000000_05_mask.gif", "mask without an image"),
+        (rename_image, "holiday.jpg", "the name is not <car>_<angle>"),
+    ],
+)
+def test_each_problem_is_named_with_its_file_and_left_out(own_data_set, damage, file, problem):
+    damage(own_data_set)
+    with pytest.warns(UserWarning, match=file):
+        samples = find_samples(own_data_set)
+    assert "000000000000_05" not in set(samples["id"])
+    assert len(samples) == 11
+    ((named, reason),) = samples.attrs["problems"]
+    assert named.endswith(file)
+    assert reason.startswith(problem)
+
+
+def test_many_problems_are_counted_in_one_short_warning(tmp_path):
+    (tmp_path / "train").mkdir()
+    (tmp_path / "test").mkdir()
+    for number in range(1, 17):
+        Image.new("L", (4, 4)).save(tmp_path / "train" / f"car_{number:02d}.jpg")
+    Image.new("L", (4, 4)).save(tmp_path / "test" / "other_01.jpg")
+    with pytest.warns(UserWarning, match="and 6 more") as caught:
+        samples = find_samples(tmp_path)
+    assert len(caught) == 1
+    assert str(caught[0].message).count("\n") == 10
+    assert len(samples.attrs["problems"]) == 16
+
+
+def test_train_hq_stands_in_for_a_missing_train(own_data_set):
+    (own_data_set / "train").rename(own_data_set / "train_hq")
+    assert Path(find_samples(own_data_set)["image"][0]).parent.name == "train_hq"
+
+
+def test_train_hq_is_ignored_beside_train(own_data_set):
+    (own_data_set / "train_hq").mkdir()
+    Image.new("L", (60, 40)).save(own_data_set / "train_hq" / "000000000000_01.jpg")
+    samples = find_samples(own_data_set)
+    assert len(samples) == 12
+    assert {Path(image).parent.name for image in samples["image"]} == {"train", "test"}
+
+
+def test_masks_saved_as_png_are_found(own_data_set):
+    gif = own_data_set / "train_masks" / "000000000000_05_mask.gif"
+    Image.fromarray(load_mask(gif)).convert("L").save(gif.with_suffix(".png"))
+    gif.unlink()
+    assert find_samples(own_data_set)["mask"][1].endswith("000000000000_05_mask.png")
+
+
+def test_an_empty_folder_is_an_error_that_names_the_remedy(tmp_path):
+    with pytest.raises(DataError, match=r"No images in .*: point UNETLIB_DATA at a folder"):
+        find_samples(tmp_path)
+
+
+def test_a_folder_without_one_usable_image_is_an_error(tmp_path):
+    (tmp_path / "train").mkdir()
+    (tmp_path / "train" / "car_01.jpg").write_bytes(b"nothing")
+    with pytest.warns(UserWarning), pytest.raises(DataError, match=r"car_01\.jpg: unreadable"):
+        find_samples(tmp_path)
+
+
+# ------------------------------------------------------------------------------------- load_mask
+
+
+def save_palette_gif(mask, path):
+    image = Image.fromarray(mask.astype(np.uint8))
+    image.putpalette([0, 0, 0, 255, 255, 255])
+    image.save(path.with_suffix(".gif"))
+    return path.with_suffix(".gif")
+
+
+def save_grey_png(mask, path):
+    Image.fromarray(mask.astype(np.uint8) * 255).save(path.with_suffix(".png"))
+    return path.with_suffix(".png")
+
+
+def save_bilevel_png(mask, path):
+    Image.fromarray(mask).save(path.with_suffix(".png"))
+    return path.with_suffix(".png")
+
+
+@pytest.mark.parametrize("save", [save_palette_gif, save_grey_png, save_bilevel_png])
+@pytest.mark.parametrize("fill", ["some", "none", "all"])
+def test_masks_read_alike_however_they_are_stored(tmp_path, save, fill):
+    mask = np.full((6, 8), fill == "all")
+    if fill == "some":
+        mask[2:4, 1:7] = True
+    read = load_mask(save(mask, tmp_path / "mask"))
+    assert read.dtype == bool
+    np.testing.assert_array_equal(read, mask)
+
+
+def test_a_mask_that_is_uniformly_grey_is_refused(tmp_path):
+    Image.new("L", (4, 4), 128).save(tmp_path / "grey.png")
+    with pytest.raises(DataError, match=r"grey\.png: the mask has 1 grey values"):
+        load_mask(tmp_path / "grey.png")
+
+
+# ---------------------------------------------------------------------------------- split_by_car
+
+
+def sample_table(cars: int, angles: int = 3) -> pd.DataFrame:
+    rows = [
+        (f"car{car}_{angle:02d}", f"car{car}", angle)
+        for car in range(cars)
+        for angle in range(1, angles + 1)
+    ]
+    table = pd.DataFrame(rows, columns=["id", "car", "angle"])
+    return table.assign(image=table["id"] + ".jpg", mask=table["id"] + "_mask.gif")
+
+
+fractions = st.floats(0.001, 0.999)
+seeds = st.integers(0, 2**32 - 1)
+
+
+@given(cars=st.integers(2, 40), fraction=fractions, seed=seeds)
+def test_no_car_is_on_both_sides_and_none_is_lost(cars, fraction, seed):
+    table = sample_table(cars)
+    train, val = split_by_car(table, fraction, seed)
+    assert not set(train["car"]) & set(val["car"])
+    assert sorted([*train["id"], *val["id"]]) == sorted(table["id"])
+    assert len(train) and len(val)
+
+
+@given(cars=st.integers(2, 40), fraction=fractions)
+def test_the_fraction_counts_cars(cars, fraction):
+    _, val = split_by_car(sample_table(cars), fraction)
+    assert val["car"].nunique() == np.clip(round(fraction * cars), 1, cars - 1)
+
+
+@given(cars=st.integers(2, 20), seed=seeds)
+def test_no_car_is_on_both_sides_after_the_metadata_join(cars, seed):
+    """Two lines for one car double its rows; they must stay on one side."""
+    names = [f"car{car}" for car in range(cars)]
+    metadata = pd.DataFrame({"id": [*names, names[0]], "make": "Make"})
+    table = sample_table(cars).merge(
+        metadata, left_on="car", right_on="id", suffixes=("", "_car"), how="left"
+    )
+    train, val = split_by_car(table, 0.3, seed)
+    assert not set(train["car"]) & set(val["car"])
+    assert len(train) + len(val) == len(table)
+
+
+@given(seed=seeds, order=st.permutations(range(12)))
+def test_the_split_does_not_depend_on_the_order_of_the_rows(seed, order):
+    table = sample_table(4)
+    expected = set(split_by_car(table, 0.5, seed)[1]["car"])
+    assert set(split_by_car(table.iloc[order], 0.5, seed)[1]["car"]) == expected
+
+
+def test_another_seed_gives_another_split():
+    table = sample_table(30)
+    sides = {frozenset(split_by_car(table, 0.2, seed)[1]["car"]) for seed in range(5)}
+    assert len(sides) == 5
+
+
+def test_rows_without_a_mask_are_on_neither_side(samples):
+    train, val = split_by_car(samples)
+    assert (train["mask"] != "").all() and (val["mask"] != "").all()
+    assert len(train) + len(val) == 20
+    assert list(train.index) == list(range(len(train)))
+
+
+@pytest.mark.parametrize("fraction", [0, 1, -0.1, 1.5, float("nan")])
+def test_a_fraction_outside_of_0_to_1_is_refused(fraction):
+    with pytest.raises(ValueError, match="must lie between 0 and 1"):
+        split_by_car(sample_table(3), fraction)
+
+
+def test_one_car_cannot_be_split():
+    with pytest.raises(DataError, match="1 car"):
+        split_by_car(sample_table(1))
+
+
+# ----------------------------------------------------------------------------------- csv files
+
+
+def test_metadata_joins_to_every_sample(samples, data_set):
+    metadata = carvana.read_metadata(data_set)
+    joined = samples.merge(metadata, left_on="car", right_on="id", suffixes=("", "_car"))
+    assert len(joined) == len(samples)
+    assert joined.loc[joined["car"] == "0" * 11 + "3", "year"].eq(2003).all()
+
+
+def test_an_id_of_digits_only_stays_text(data_set):
+    assert carvana.read_metadata(data_set)["id"][0] == "000000000000"
+
+
+def test_the_run_lengths_of_the_csv_are_those_of_the_masks(samples, data_set):
+    rles = carvana.read_rles(data_set)
+    labelled = samples[samples["mask"] != ""]
+    assert set(rles.index) == set(labelled["id"])
+    for row in labelled.itertuples():
+        mask = load_mask(row.mask)
+        np.testing.assert_array_equal(rle_decode(rles[row.id], row.height, row.width), mask)
+        assert rle_encode(mask) == rles[row.id]
+
+
+def test_an_empty_run_length_code_is_not_a_missing_value(own_data_set):
+    (own_data_set / "train_masks.csv").write_text("img,rle_mask\na_01.jpg,\n")
+    assert carvana.read_rles(own_data_set)["a_01"] == ""
+
+
+@pytest.mark.parametrize(
+    ("read", "name"),
+    [(carvana.read_metadata, "metadata.csv"), (carvana.read_rles, "train_masks.csv")],
+)
+def test_a_missing_csv_is_skipped_with_one_line(own_data_set, capsys, read, name):
+    (own_data_set / name).unlink()
+    assert read(own_data_set) is None
+    assert capsys.readouterr().out == f"no {name} in this data set: skipped\n"
+
+
+# ------------------------------------------------------------------------------- run-length code
+
+masks = hnp.arrays(bool, hnp.array_shapes(min_dims=2, max_dims=2, max_side=12))
+
+
+def encode_pixel_by_pixel(mask) -> str:
+    """Row by row, left to right: a run starts where a car pixel follows none."""
+    height, width = mask.shape
+    code, inside = [], False
+    for number in range(height * width):
+        if mask[number // width, number % width]:
+            if inside:
+                code[-1] += 1
+            else:
+                code += [number + 1, 1]
+            inside = True
+        else:
+            inside = False
+    return " ".join(str(one) for one in code)
+
+
+def test_a_mask_by_hand():
+    mask = np.array([[0, 1, 1], [1, 0, 0], [0, 0, 1]])
+    assert rle_encode(mask) == "2 3 9 1"
+
+
+@given(masks)
+def test_encoding_agrees_with_the_pixel_by_pixel_version(mask):
+    assert rle_encode(mask) == encode_pixel_by_pixel(mask)
+
+
+@given(masks)
+def test_decoding_undoes_encoding(mask):
+    decoded = rle_decode(rle_encode(mask), *mask.shape)
+    assert decoded.dtype == bool
+    np.testing.assert_array_equal(decoded, mask)
+
+
+@pytest.mark.parametrize(
+    "code",
+    [
+        "1",
+        "1 2 3",
+        "1 x",
+        "1.5 2",
+        "0 2",
+        "-1 2",
+        "1 0",
+        "3 -1",
+        "1 13",
+        "12 2",
+        "13 1",
+        "1 3 2 1",
+        "5 1 1 1",
+        "99999999999999999999 1",
+        "1 9223372036854775807",
+    ],
+)
+def test_malformed_codes_are_refused(code):
+    with pytest.raises(DataError, match="run-length code"):
+        rle_decode(code, 3, 4)
+
+
+@given(st.lists(st.integers(-3, 30), max_size=8), st.integers(1, 5), st.integers(1, 5))
+def test_a_code_is_refused_or_describes_exactly_its_runs(numbers, height, width):
+    code = " ".join(map(str, numbers))
+    try:
+        mask = rle_decode(code, height, width)
+    except DataError:
+        return
+    expected = np.zeros(height * width, bool)
+    for start, length in zip(numbers[::2], numbers[1::2], strict=True):
+        assert start >= 1 and length >= 1
+        assert not expected[start - 1 : start - 1 + length].any()
+        expected[start - 1 : start - 1 + length] = True
+    assert mask.sum() == sum(numbers[1::2])
+    np.testing.assert_array_equal(mask.ravel(), expected)
+
+
+# ----------------------------------------------------------------------------------- fingerprint
+
+
+def test_the_fingerprint_is_of_the_content_not_of_the_place(own_data_set, tmp_path):
+    before = carvana.fingerprint(find_samples(own_data_set))
+    moved = own_data_set.rename(tmp_path / "moved")
+    assert carvana.fingerprint(find_samples(moved)) == before
+    assert len(before) == 12
+
+
+@pytest.mark.parametrize("folder", ["train", "train_masks"])
+def test_one_other_picture_changes_the_fingerprint(own_data_set, folder):
+    before = carvana.fingerprint(find_samples(own_data_set))
+    first, second = sorted((own_data_set / folder).iterdir())[:2]
+    first.write_bytes(second.read_bytes())
+    assert carvana.fingerprint(find_samples(own_data_set)) != before

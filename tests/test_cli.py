@@ -1,0 +1,275 @@
+"""`python -m unetlib` as a user types it: real processes where a process is what is promised, else
+the same function in this one, which spares the import of PyTorch."""
+
+import csv
+import json
+import os
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from unetlib import config
+from unetlib.__main__ import main
+from unetlib.carvana import find_samples, rle_decode
+from unetlib.export import FILES
+from unetlib.model import load_model
+
+COMMANDS = ["train", "export", "predict", "compare", "download", "subset"]
+SETTINGS = {"--epochs": 1, "--lr": 3e-4, "--batch-size": 8, "--size": 32, "--seed": 3}
+TRAIN = ["train", "--json", *(word for pair in SETTINGS.items() for word in pair)]
+
+
+def in_a_terminal(*arguments, cwd=config.REPOSITORY):
+    return subprocess.run(
+        [sys.executable, "-m", "unetlib", *map(str, arguments)],
+        cwd=cwd,
+        env=dict(os.environ, PYTHONPATH=str(config.REPOSITORY)),
+        capture_output=True,
+        text=True,
+    )
+
+
+def run(*arguments) -> int:
+    return main([str(argument) for argument in arguments])
+
+
+def last_line(text: str) -> dict:
+    return json.loads(text.strip().splitlines()[-1])
+
+
+@pytest.fixture(scope="module")
+def trained_in_a_terminal(data_set, tmp_path_factory):
+    """(home folder, finished process) of a training with the ci profile."""
+    home = tmp_path_factory.mktemp("home")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("UNETLIB_PROFILE", "ci")
+        patch.setenv("UNETLIB_HOME", str(home))
+        patch.delenv("UNETLIB_DATA", raising=False)
+        return home, in_a_terminal(*TRAIN, "--data", data_set.name, cwd=data_set.parent)
+
+
+@pytest.fixture
+def ci_home(trained_in_a_terminal, monkeypatch):
+    monkeypatch.setenv("UNETLIB_PROFILE", "ci")
+    monkeypatch.setenv("UNETLIB_HOME", str(trained_in_a_terminal[0]))
+    return trained_in_a_terminal[0]
+
+
+# ------------------------------------------------------------------------------------------ help
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_each_command_has_help_with_its_options(command, capsys):
+    with pytest.raises(SystemExit) as stopped:
+        run(command, "--help")
+    assert stopped.value.code == 0
+    shown = capsys.readouterr().out
+    assert f"python -m unetlib {command}" in shown
+    assert "--json" in shown
+
+
+def test_help_lists_every_command(capsys):
+    with pytest.raises(SystemExit):
+        run("--help")
+    shown = capsys.readouterr().out
+    assert all(command in shown for command in COMMANDS)
+
+
+def test_the_options_of_train_are_the_settings_of_the_recipe(capsys):
+    with pytest.raises(SystemExit):
+        run("train", "--help")
+    shown = capsys.readouterr().out
+    for option in ("--epochs", "--lr", "--batch-size", "--size", "--seed", "--loss", "--augment"):
+        assert option in shown
+    assert "--data" in shown and "--output-dir" in shown
+
+
+@pytest.mark.parametrize(
+    "arguments", [[], ["dance"], ["train", "--epochs", "many"], ["subset", "a", "b"]]
+)
+def test_a_command_line_that_makes_no_sense_exits_with_2(arguments, capsys):
+    with pytest.raises(SystemExit) as stopped:
+        run(*arguments)
+    assert stopped.value.code == 2
+
+
+# ----------------------------------------------------------------------------------------- train
+
+
+def test_train_ends_in_one_json_object(trained_in_a_terminal):
+    home, process = trained_in_a_terminal
+    assert process.returncode == 0, process.stderr
+    result = last_line(process.stdout)
+    assert {
+        "best_dice",
+        "seconds",
+        "images_per_second",
+        "device",
+        "precision",
+        "checkpoint",
+    } <= set(result)
+    assert 0 <= result["best_dice"] <= 1
+    assert result["checkpoint"] == str(home / "models" / FILES["pytorch"])
+    model, content = load_model(result["checkpoint"])
+    assert model.architecture["widths"] == (8, 16, 32)
+    recipe = content["info"]["recipe"]
+    assert (recipe["epochs"], recipe["batch_size"], recipe["seed"]) == (1, 8, 3)
+    assert content["size"] == 32
+
+
+def test_train_shows_profile_and_progress_on_stderr_only(trained_in_a_terminal):
+    _, process = trained_in_a_terminal
+    assert "profile: ci" in process.stderr
+    assert "training" in process.stderr and "%|" in process.stderr
+    assert "%|" not in process.stdout
+
+
+def test_train_again_answers_at_once_and_writes_where_it_is_told(
+    ci_home, data_set, tmp_path, capsys
+):
+    assert run(*TRAIN, "--data", data_set, "--output-dir", tmp_path / "own") == 0
+    shown = capsys.readouterr().out
+    assert "already trained" in shown
+    assert load_model(tmp_path / "own" / FILES["pytorch"])
+
+
+def test_a_size_that_does_not_fit_is_one_line_and_status_1(ci_home, capsys):
+    with pytest.raises(SystemExit) as stopped:
+        sys.exit(run("train", "--size", "30"))
+    assert stopped.value.code in (1, 2)
+    assert "multiple of 4" in capsys.readouterr().err
+
+
+def test_a_learning_rate_that_explodes_is_one_line_and_status_1(ci_home, capsys):
+    assert run("train", "--lr", "1e14", "--epochs", "1", "--size", "32") == 1
+    errors = [line for line in capsys.readouterr().err.splitlines() if "error: " in line]
+    assert len(errors) == 1 and "lower the learning rate" in errors[0]
+
+
+# ------------------------------------------------------------------------------ export and compare
+
+
+@pytest.fixture(scope="module")
+def exported_models(trained_in_a_terminal, data_set):
+    home = trained_in_a_terminal[0]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("UNETLIB_PROFILE", "ci")
+        patch.setenv("UNETLIB_HOME", str(home))
+        assert run("export", "--data", data_set, "--json") == 0
+    return home / "models"
+
+
+def test_export_takes_the_newest_run_and_writes_every_format(exported_models):
+    assert {path.name for path in exported_models.iterdir()} == set(FILES.values())
+
+
+def test_export_of_a_file_prints_the_parity_of_each_format(
+    ci_home, exported_models, tmp_path, capsys
+):
+    checkpoint = exported_models / FILES["pytorch"]
+    assert run("export", "--checkpoint", checkpoint, "--output-dir", tmp_path, "--json") == 0
+    result = last_line(capsys.readouterr().out)
+    assert result["checkpoint"] == str(checkpoint)
+    assert [row["format"] for row in result["formats"]] == list(FILES)
+    assert all(row["max_abs_diff"] <= 1e-4 for row in result["formats"][:3])
+
+
+def test_export_without_a_run_says_what_to_do(capsys):
+    assert run("export") == 1
+    assert "run python -m unetlib train first" in capsys.readouterr().err
+
+
+def test_compare_prints_a_table(ci_home, exported_models, tmp_path, capsys):
+    (tmp_path / FILES["int8"]).write_bytes((exported_models / FILES["int8"]).read_bytes())
+    assert run("compare", "--models", tmp_path) == 0
+    lines = capsys.readouterr().out.strip().splitlines()
+    assert lines[0].split()[:3] == ["name", "dice", "dice_full"]
+    assert lines[1].split()[0] == "int8"
+
+
+# --------------------------------------------------------------------------------------- predict
+
+
+def test_predict_writes_a_mask_per_image(exported_models, data_set, tmp_path, capsys):
+    """A folder and a file together; PNG masks at the original size."""
+    photo = sorted((data_set / "train").iterdir())[0]
+    model = exported_models / FILES["int8"]
+    images = [data_set / "test", photo]
+    assert run("predict", *images, "--model", model, "--output", tmp_path, "--json") == 0
+    assert last_line(capsys.readouterr().out)["images"] == 5
+    names = {path.name for path in tmp_path.glob("*.png")}
+    assert f"{photo.stem}_mask.png" in names and len(names) == 5
+    with Image.open(tmp_path / f"{photo.stem}_mask.png") as mask:
+        assert mask.size == (60, 40)
+        assert set(np.unique(np.asarray(mask.convert("L")))) <= {0, 255}
+
+
+def test_predict_to_csv_in_a_terminal(exported_models, data_set, tmp_path):
+    output = tmp_path / "submission.csv"
+    model = exported_models / FILES["onnx"]
+    process = in_a_terminal("predict", data_set / "test", "--model", model, "--output", output)
+    assert process.returncode == 0, process.stderr
+    assert "predicting" in process.stderr
+    rows = list(csv.DictReader(output.open(newline="")))
+    images = sorted(path.name for path in (data_set / "test").iterdir())
+    assert [row["img"] for row in rows] == images
+    for row in rows:
+        rle_decode(row["rle_mask"], 40, 60)
+
+
+def test_an_error_in_a_terminal_is_one_line_and_status_1(tmp_path):
+    process = in_a_terminal("predict", tmp_path, "--model", "none.onnx", "--output", tmp_path)
+    assert process.returncode == 1
+    assert process.stdout == ""
+    (line,) = process.stderr.splitlines()
+    assert line.startswith("error: none.onnx: no such file")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["train", "--data", "{tmp}"], "No images in"),
+        (["compare", "--models", "{tmp}"], "no exported model here"),
+        (["export", "--checkpoint", "{tmp}/none.pth"], "no such file"),
+        (["subset", "{data}", "{tmp}/small", "--cars", "99"], "has 5 cars with masks"),
+        (["subset", "{data}", "{tmp}/small", "--cars", "2", "--size", "big"], "WIDTHxHEIGHT"),
+        (["download", "--from", "{tmp}", "--target", "{tmp}/target"], "does not exist"),
+    ],
+)
+def test_each_command_fails_with_one_line_and_status_1(
+    arguments, message, data_set, tmp_path, capsys
+):
+    arguments = [argument.format(tmp=tmp_path, data=data_set) for argument in arguments]
+    assert run(*arguments) == 1
+    shown = capsys.readouterr()
+    assert message in shown.err
+    assert sum(line.startswith("error: ") for line in shown.err.splitlines()) == 1
+    assert "Traceback" not in shown.err
+
+
+def test_a_data_folder_that_does_not_exist_is_an_error_too(monkeypatch, tmp_path, capsys):
+    monkeypatch.setenv("UNETLIB_DATA", str(tmp_path / "nowhere"))
+    assert run("train") == 1
+    assert "nowhere does not exist" in capsys.readouterr().err
+
+
+def test_an_unknown_profile_is_an_error_too(monkeypatch, capsys):
+    monkeypatch.setenv("UNETLIB_PROFILE", "fast")
+    assert run("train") == 1
+    assert "UNETLIB_PROFILE=fast is unknown" in capsys.readouterr().err
+
+
+# ---------------------------------------------------------------------------------------- subset
+
+
+def test_subset_writes_a_small_set_in_the_same_layout(data_set, tmp_path, capsys):
+    target = tmp_path / "small"
+    assert run("subset", "--cars", "2", "--size", "30x20", data_set, target, "--json") == 0
+    assert last_line(capsys.readouterr().out) == {"data": str(target)}
+    samples = find_samples(target)
+    labelled = samples[samples["mask"] != ""]
+    assert labelled["car"].nunique() == 2 and len(labelled) == 8
+    assert set(zip(samples["width"], samples["height"], strict=True)) == {(30, 20)}

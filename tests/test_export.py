@@ -1,0 +1,212 @@
+import json
+
+import numpy as np
+import onnx
+import onnxruntime
+import pytest
+import torch
+from onnx.numpy_helper import to_array
+
+from unetlib import config
+from unetlib.dataset import CarvanaDataset, to_tensor
+from unetlib.export import FILES, METADATA_KEY, OPSET, export_all, open_model, quantize_int8
+from unetlib.model import ModelFileError, UNet, load_model, save_model
+from unetlib.training import Recipe, fit
+
+
+@pytest.fixture(scope="session")
+def images(tables):
+    """Validation images as the model takes them: float32 (4, 1, 32, 32)."""
+    return to_tensor(CarvanaDataset(tables[1], 32, cache=False).images).numpy()
+
+
+def nodes(path, kind):
+    return [node for node in onnx.load(path).graph.node if node.op_type == kind]
+
+
+def test_all_four_files_are_there_and_nothing_else(exported):
+    folder, table = exported
+    assert {path.name for path in folder.iterdir()} == set(FILES.values())
+    assert list(table["file"]) == list(FILES.values())
+    assert list(table["bytes"]) == [(folder / name).stat().st_size for name in FILES.values()]
+
+
+def test_the_parity_table_has_its_columns(exported):
+    assert list(exported[1].columns) == [
+        "format",
+        "file",
+        "bytes",
+        "max_abs_diff",
+        "pixels_changed",
+        "dice",
+        "dice_difference",
+    ]
+
+
+def test_the_parity_table_says_that_the_float_formats_agree(exported, trained):
+    table = exported[1].set_index("format")
+    assert (table.loc[["pytorch", "torchscript", "onnx"], "max_abs_diff"] <= 1e-4).all()
+    assert table.loc["pytorch", "dice"] == pytest.approx(trained.best_dice, abs=1e-6)
+    assert table.loc["int8", "max_abs_diff"] > 0
+    assert abs(table.loc["int8", "dice_difference"]) < 0.05
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_every_format_gives_the_logits_of_the_trained_model(exported, trained, images, name):
+    logits, info = open_model(exported[0] / FILES[name], device="cpu")
+    with torch.no_grad():
+        expected = trained.model()(torch.from_numpy(images)).numpy()
+    assert (info["format"], info["size"], info["threshold"]) == (name, 32, 0.5)
+    found = logits(images)
+    assert found.dtype == np.float32
+    if name == "int8":
+        sides_agree = (found > 0) == (expected > 0)
+        assert sides_agree.mean() > 0.95
+    else:
+        np.testing.assert_allclose(found, expected, atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.parametrize("name", FILES)
+@pytest.mark.parametrize("batch", [1, 3])
+def test_every_format_takes_any_batch_size(exported, images, name, batch):
+    logits, _ = open_model(exported[0] / FILES[name], device="cpu")
+    np.testing.assert_allclose(logits(images[:batch]), logits(images)[:batch], atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.parametrize("name", ["onnx", "int8"])
+def test_onnx_files_run_in_a_bare_onnx_runtime(exported, images, name):
+    session = onnxruntime.InferenceSession(exported[0] / FILES[name])
+    (given,), (taken,) = session.get_inputs(), session.get_outputs()
+    assert (given.name, given.type, taken.name) == ("input", "tensor(float)", "logits")
+    assert isinstance(given.shape[0], str) and given.shape[1:] == [1, 32, 32]
+    (found,) = session.run(None, {"input": images})
+    assert found.shape == images.shape
+
+
+def test_the_onnx_file_is_one_sound_file_of_the_stated_opset(exported):
+    path = exported[0] / FILES["onnx"]
+    onnx.checker.check_model(path, full_check=True)
+    model = onnx.load(path, load_external_data=False)
+    assert {entry.domain: entry.version for entry in model.opset_import}[""] == OPSET
+    assert not any(tensor.external_data for tensor in model.graph.initializer)
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_no_file_names_a_folder_of_this_computer(exported, trained, name):
+    content = (exported[0] / FILES[name]).read_bytes()
+    for folder in (config.REPOSITORY, exported[0], trained.folder, "/site-packages/"):
+        assert str(folder).encode() not in content
+
+
+def test_int8_quantises_activations_and_weights_as_pairs_of_nodes(exported):
+    path = exported[0] / FILES["int8"]
+    assert len(nodes(path, "QuantizeLinear")) >= 11
+    assert len(nodes(path, "DequantizeLinear")) >= 22
+    assert nodes(exported[0] / FILES["onnx"], "QuantizeLinear") == []
+
+
+def test_int8_weights_have_a_scale_per_output_channel(exported):
+    path = exported[0] / FILES["int8"]
+    stored = {tensor.name: to_array(tensor) for tensor in onnx.load(path).graph.initializer}
+    dequantised = {node.output[0]: node for node in nodes(path, "DequantizeLinear")}
+    convolutions = nodes(path, "Conv")
+    assert len(convolutions) == 11  # two per block, and the head
+    for convolution in convolutions:
+        weights, scale, _ = (stored[name] for name in dequantised[convolution.input[1]].input)
+        assert weights.dtype == np.int8
+        assert scale.shape == (weights.shape[0],)
+        assert np.abs(weights.astype(int)).max() <= 64  # 7 of 8 bits
+
+
+def test_int8_is_calibrated_on_the_range_the_images_take(exported):
+    """The first scale is that of the input: grey / 255 spans 0 to 1."""
+    path = exported[0] / FILES["int8"]
+    stored = {tensor.name: to_array(tensor) for tensor in onnx.load(path).graph.initializer}
+    (first,) = [node for node in nodes(path, "QuantizeLinear") if node.input[0] == "input"]
+    assert 0.5 / 255 < stored[first.input[1]] <= 1.001 / 127
+
+
+def test_wrong_calibration_ruins_the_model(exported, images, tmp_path):
+    good, _ = open_model(exported[0] / FILES["onnx"])
+    quantize_int8(exported[0] / FILES["onnx"], tmp_path / "wrong.onnx", images * 255)
+    wrong, _ = open_model(tmp_path / "wrong.onnx")
+    assert ((wrong(images) > 0) == (good(images) > 0)).mean() < 0.9
+
+
+@pytest.mark.parametrize("name", ["onnx", "int8"])
+def test_our_description_is_the_only_one_in_the_file(exported, name):
+    (entry,) = onnx.load(exported[0] / FILES[name]).metadata_props
+    assert entry.key == METADATA_KEY
+    assert json.loads(entry.value) == {
+        "size": 32,
+        "threshold": 0.5,
+        "normalisation": "grey / 255",
+    }
+
+
+def test_bf16_computes_something_else_than_fp32_but_nearly_the_same(trained, images):
+    if open_model(trained.checkpoint, "cpu", precision="bf16")[1]["format"] != "pytorch":
+        pytest.fail("a checkpoint is a PyTorch file")
+    full = open_model(trained.checkpoint, "cpu")[0](images[:1])
+    half = open_model(trained.checkpoint, "cpu", precision="bf16")[0](images[:1])
+    assert half.dtype == np.float32
+    assert 0 < np.abs(full - half).max() < 0.05 * np.abs(full).max()
+
+
+def test_a_threshold_of_its_own_travels_into_every_file(tables, tmp_path):
+    model = UNet(widths=(2, 4)).eval()
+    save_model(tmp_path / "own.pth", model, 16, threshold=0.3)
+    train, val = tables
+    export_all(tmp_path / "own.pth", tmp_path / "models", train=train, val=val)
+    for file in FILES.values():
+        _, info = open_model(tmp_path / "models" / file)
+        assert (info["size"], info["threshold"]) == (16, 0.3)
+
+
+def test_models_folder_is_the_default(trained, exported, tables, monkeypatch):
+    """export_all(run) and a folder of one's own write the same weights."""
+    train, val = tables
+    export_all(trained, train=train, val=val)
+    ours, _ = load_model(config.models_dir() / FILES["pytorch"])
+    theirs, _ = load_model(exported[0] / FILES["pytorch"])
+    assert torch.equal(ours.head.weight, theirs.head.weight)
+
+
+# -------------------------------------------------------------------------------------- wrong files
+
+
+@pytest.mark.parametrize("file", FILES.values())
+@pytest.mark.parametrize("content", ["missing", "empty", "text", "half"])
+def test_a_damaged_file_is_one_clear_error(exported, tmp_path, file, content):
+    path = tmp_path / file
+    whole = (exported[0] / file).read_bytes()
+    given = {"empty": b"", "text": b"not a model", "half": whole[: len(whole) // 2]}
+    if content != "missing":
+        path.write_bytes(given[content])
+    with pytest.raises(ModelFileError) as caught:
+        open_model(path)
+    assert str(path) in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_somebody_elses_onnx_file_is_named_as_such(exported, tmp_path):
+    model = onnx.load(exported[0] / FILES["onnx"])
+    del model.metadata_props[:]
+    onnx.save(model, tmp_path / "other.onnx")
+    with pytest.raises(ModelFileError, match=r"other\.onnx: ONNX, but not written by unetlib"):
+        open_model(tmp_path / "other.onnx")
+
+
+def test_somebody_elses_torchscript_file_is_named_as_such(tmp_path):
+    torch.jit.save(torch.jit.trace(torch.nn.ReLU(), torch.zeros(1)), tmp_path / "other.pth")
+    with pytest.raises(ModelFileError, match=r"other\.pth: damaged, or not written by unetlib"):
+        open_model(tmp_path / "other.pth")
+
+
+def test_deeper_and_plainer_networks_export_too(tables, tmp_path):
+    recipe = Recipe(
+        widths=(2, 4, 4, 8), batch_norm=False, skips=False, up_kernel=2, size=16, epochs=1
+    )
+    train, val = tables
+    table = export_all(fit(recipe, train, val), tmp_path, train=train, val=val)
+    assert (table["max_abs_diff"][:3] <= 1e-4).all()
