@@ -217,7 +217,7 @@ before = process.memory_info().rss
 def watch():
     while not done.wait(0.002):
         peak[0] = max(peak[0], process.memory_info().rss)
-watcher = threading.Thread(target=watch); watcher.start()
+watcher = threading.Thread(target=watch, daemon=True); watcher.start()
 predictor = load_predictor(sys.argv[1], precision=sys.argv[2])
 for _ in range(3):
     predictor.logits(numpy.zeros((1, 1, predictor.size, predictor.size), numpy.float32))
