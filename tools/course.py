@@ -227,8 +227,9 @@ def print_results() -> None:
     baseline = asdict(profile.scale(training.Recipe()))
     print(f"Learned from {config.data_dir()}, {profile}.")
     print(f"Validation Dice (mean over {len(val)} images of {val['car'].nunique()} unseen cars):")
-    for folder in sorted(config.runs_dir().iterdir(), key=lambda folder: folder.stat().st_mtime):
-        run = training.load_run(folder)
+    histories = config.runs_dir().glob("*/history.csv")  # absent until an epoch is finished
+    for history in sorted(histories, key=lambda path: path.stat().st_mtime):
+        run = training.load_run(history.parent)
         if run.details["profile"] != profile.name or not run.details["data"].endswith(data):
             continue
         changed = [
@@ -238,7 +239,7 @@ def print_results() -> None:
         ]
         print(
             f"  {run.best_dice:.4f}  {', '.join(changed) or 'the baseline recipe'} "
-            f"({run.seconds / 60:.1f} min, {run.device}, {run.precision}; {folder})"
+            f"({run.seconds / 60:.1f} min, {run.device}, {run.precision}; {run.folder})"
         )
     for model in sorted(config.models_dir().iterdir()):
         print(f"  {model.stat().st_size / 1e6:6.1f} MB  {model}")
