@@ -136,11 +136,12 @@ def test_train_again_answers_at_once_and_writes_where_it_is_told(
     assert load_model(tmp_path / "own" / FILES["pytorch"])
 
 
-def test_a_size_that_does_not_fit_is_one_line_and_status_1(ci_home, capsys):
+def test_a_setting_that_the_recipe_refuses_is_an_error_of_usage(capsys):
     with pytest.raises(SystemExit) as stopped:
-        sys.exit(run("train", "--size", "30"))
-    assert stopped.value.code in (1, 2)
-    assert "multiple of 4" in capsys.readouterr().err
+        run("train", "--size", "30")
+    assert stopped.value.code == 2
+    shown = " ".join(capsys.readouterr().err.split())
+    assert "size=30 must be a multiple of 4" in shown
 
 
 def test_a_learning_rate_that_explodes_is_one_line_and_status_1(ci_home, capsys):

@@ -244,4 +244,4 @@ def test_the_raw_model_gives_logits_not_probabilities(predictor, photo):
     batch = torch.from_numpy(load_image(photo, 32)[None, None].astype(np.float32) / 255).numpy()
     logits = predictor.logits(batch)
     assert logits.shape == (1, 1, 32, 32)
-    assert logits.min() < -1 and logits.max() > 1
+    assert logits.min() < -1
