@@ -198,6 +198,7 @@ def test_somebody_elses_onnx_file_is_named_as_such(exported, tmp_path):
         open_model(tmp_path / "other.onnx")
 
 
+@pytest.mark.filterwarnings("ignore:`torch.jit:FutureWarning")
 def test_somebody_elses_torchscript_file_is_named_as_such(tmp_path):
     torch.jit.save(torch.jit.trace(torch.nn.ReLU(), torch.zeros(1)), tmp_path / "other.pth")
     with pytest.raises(ModelFileError, match=r"other\.pth: damaged, or not written by unetlib"):
