@@ -1,5 +1,4 @@
-"""The photo booth: wall, lettering and lights as an environment map, the floor as a textured
-mesh.
+"""The photo booth's wall, lettering and lights, painted as an environment map.
 
 The booth stands still in front of the camera while the car turns, so everything here lives in the
 booth's frame: azimuth 0 is straight behind the car as the camera sees it, positive azimuth to the
@@ -154,9 +153,7 @@ def random_booth(rng, camera):
 
 
 def random_backdrop(booth, rng):
-    """What changes from picture to picture in one booth: the sign, and a little of the tones and
-    the horizon.
-    """
+    """What changes from picture to picture: the sign, and a little the tones and the horizon."""
     u = rng.uniform
     drop = float(
         np.clip(booth["horizon_drop"] + rng.normal(0, 0.5), 1.6, booth["horizon_steepest"])
@@ -200,8 +197,7 @@ def horizon(booth, backdrop, azimuth):
 
 
 def _angles(width, half_turn=np.pi, lowest=-90.0, highest=90.0):
-    """Azimuth (radians) and elevation (degrees) of the pixels of an environment map, or of a
-    window of it.
+    """Azimuth (radians) and elevation (degrees) of an environment map's pixels, or a window's.
 
     Returns the row and column slices of the window and the two grids. Straight ahead is three
     quarters along the map.
@@ -222,9 +218,7 @@ def _angles(width, half_turn=np.pi, lowest=-90.0, highest=90.0):
 
 
 def paint_surroundings(booth, width):
-    """Environment map of the empty booth: (width/2, width, 3), with the lamps scaled to the
-    booth's irradiance.
-    """
+    """Environment map of the empty booth (width/2, width, 3), lit to the booth's irradiance."""
     _, (azimuth, elevation) = _angles(width)
     lamps = np.zeros_like(azimuth)
     for lamp in booth["lights"]:

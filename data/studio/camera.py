@@ -1,5 +1,6 @@
-"""Where the camera stands and how it turns around the car (metres, degrees; the car's nose points
-to +x).
+"""Where the camera stands and how it turns around the car.
+
+Metres and degrees; the car's nose points to +x.
 """
 
 import numpy as np
@@ -9,8 +10,7 @@ STEP_DEG = 360 / FRAMES
 
 
 def random_camera(rng, car_length):
-    """Camera of one car: fixed distance, height and zoom over the whole turn, as on a real
-    turntable.
+    """Camera of one car: distance, height and zoom stay fixed over the whole turn.
 
     Image 01 looks at the nose; the camera then goes to the car's left, so image 05 shows the nose
     on the left and image 09 the tail (the order of the real set).

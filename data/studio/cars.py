@@ -10,9 +10,7 @@ from wheels import add_wheels
 
 
 def build(shape, cell=0.030):
-    """Meshes by part name; the name up to '#' is the material. `cell` is the skin's grid in
-    metres.
-    """
+    """Meshes by part name, material before '#'. `cell` is the skin's grid in metres."""
     body = Body(shape)
     panels = Panels(body, cell)
     parts = panels.parts

@@ -1,6 +1,4 @@
-"""From path-traced light to a photograph: vignette, exposure, tone curve, blur, noise, grey
-levels.
-"""
+"""From path-traced light to a photograph: vignette, exposure, blur, tone curve, noise."""
 
 import numpy as np
 from scipy.ndimage import gaussian_filter

@@ -1,6 +1,4 @@
-"""What is bolted on or sits inside: seats, mirrors, handles, plates, badges, aerial, rails, roof
-box, exhaust, wipers.
-"""
+"""What is bolted on or sits inside, from seats and mirrors to roof box and wipers (metres)."""
 
 import numpy as np
 

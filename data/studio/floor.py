@@ -1,5 +1,4 @@
-"""The booth's floor: its outline, its texture with the turntable ring, seams, stains and front
-edge.
+"""The booth's floor: outline, turntable ring, seams, stains and front edge.
 
 On the floor, `depth` points from the turntable to the camera and `side` to the right (metres).
 """

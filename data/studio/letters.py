@@ -51,9 +51,7 @@ STROKES = {
 
 
 def random_style(rng):
-    """A sign: sizes are fractions of the letter height; `switch` is where the weight changes
-    within the string.
-    """
+    """A sign; sizes are fractions of the letter height, the weight changes at letter `switch`."""
     length = int(rng.integers(4, 10))
     weights = rng.choice(
         [rng.uniform(0.045, 0.09), rng.uniform(0.09, 0.17), rng.uniform(0.17, 0.27)], 2
@@ -71,9 +69,7 @@ def random_style(rng):
 
 
 def draw_sign(style, height=128):
-    """The sign as an array of coverage 0..1, letters `height` pixels tall plus a margin of a
-    quarter height.
-    """
+    """Coverage 0..1: letters `height` pixels tall, a margin of a quarter height around them."""
     margin = height // 4
     step = style["width"] + style["gap"]
     total_width = int(height * (step * len(style["text"]) + 0.4)) + 2 * margin

@@ -11,9 +11,7 @@ import numpy as np
 
 # ---------------------------------------------------------------- blending and curves
 def smooth_max(a, b, radius):
-    """Maximum with a rounded edge of about `radius`: intersecting two implicit bodies (cubic,
-    after I. Quilez).
-    """
+    """Maximum, rounded over about `radius`: intersects implicit bodies (cubic, after I. Quilez)."""
     overlap = np.maximum(radius - np.abs(a - b), 0) / radius
     return np.maximum(a, b) + overlap * overlap * overlap * radius / 6
 
@@ -32,9 +30,7 @@ def bell(x):
 
 
 def curve(points):
-    """Function through (x, y) points: monotone cubic (Fritsch-Carlson), slightly smoothed,
-    straight beyond the ends.
-    """
+    """Monotone cubic through (x, y) points (Fritsch-Carlson), straight beyond the ends."""
     points = np.array(sorted(points), float)
     x, y = points[:, 0], points[:, 1]
     width = np.diff(x)
@@ -70,9 +66,7 @@ def curve(points):
 
 # ---------------------------------------------------------------- implicit functions to meshes
 def surface_nets(function, low, high, cell):
-    """Vertices and faces of function = 0 in a box: one vertex per crossed grid cell (naive
-    surface nets).
-    """
+    """Vertices and faces of function = 0 in a box: a vertex per crossed cell (naive nets)."""
     axes = [np.arange(start, stop + cell, cell) for start, stop in zip(low, high, strict=True)]
     grid = np.meshgrid(*axes, indexing="ij")
     values = function(*grid).astype(np.float32)
@@ -126,8 +120,9 @@ def gradient(function, vertices, step=0.004):
 
 
 def mesh_implicit(function, low, high, cell):
-    """Mesh of function = 0; four Newton steps pull the vertices onto the surface, normals come
-    from the gradient.
+    """Mesh of function = 0 with normals from its gradient.
+
+    Four Newton steps pull the vertices of the surface nets onto the surface.
     """
     vertices, faces = surface_nets(function, low, high, cell)
     for _ in range(4):
@@ -209,9 +204,7 @@ def push(mesh, distance):
 
 # ---------------------------------------------------------------- primitives
 def _grid_faces(rows, columns, wrap):
-    """Two triangles per cell of a grid of vertices with `columns` columns; `wrap` closes it
-    sideways.
-    """
+    """Corner numbers of the cells of a grid of vertices; `wrap` closes it sideways."""
     i, j = np.meshgrid(
         np.arange(rows - 1), np.arange(columns if wrap else columns - 1), indexing="ij"
     )
@@ -277,9 +270,7 @@ def prism(sections):
 
 
 def superellipsoid(centre, radii, exponents=(1, 1), rows=24, yaw=0.0):
-    """Rounded box to ellipsoid: exponents (upright, plan) below 1 make it boxier; `yaw` in
-    radians about z.
-    """
+    """Rounded box to ellipsoid; exponents (upright, plan) below 1 make it boxier, yaw in radians."""
     latitude, longitude = np.meshgrid(
         np.linspace(-np.pi / 2, np.pi / 2, rows),
         np.linspace(-np.pi, np.pi, 2 * rows),

@@ -1,5 +1,4 @@
-"""The Mitsuba scene of one car in its booth: light, albedo and normals for the denoiser, and the
-mask.
+"""The Mitsuba scene of one car in its booth: the light, guides for the denoiser, and the mask.
 
 Mitsuba's `llvm_ad_rgb` needs a fairly new LLVM library (see data/README.md);
 `STUDIO_VARIANT=scalar_rgb` works without one, about five times slower.
@@ -56,7 +55,7 @@ def _mesh(name, mesh, material, texture_coordinates=None):
 class Tracer:
     """Holds the scene of one car; every picture updates camera, environment and floor in place."""
 
-    def __init__(self, parts, finish, camera, booth, size=(480, 320), samples=16):
+    def __init__(self, parts, finish, camera, booth, size=(480, 320), samples=4):
         self.camera, self.booth, self.size, self.samples = camera, booth, size, samples
         corners = np.concatenate([vertices for vertices, _, _ in parts.values()])
         self.centre_x = float(corners[:, 0].min() + corners[:, 0].max()) / 2
@@ -102,9 +101,7 @@ class Tracer:
         return matches[0]
 
     def _floor_mesh(self):
-        """A placeholder with the right number of vertices and triangles; `_lay_floor` moves it
-        into place.
-        """
+        """A placeholder with all vertices and triangles; `_lay_floor` moves it into place."""
         backdrop = {"horizon_drop": 5.0, "horizon_curve": 0.0}
         outline, faces = floor.outline(self.booth, backdrop, self.camera)
         blank = np.full((self.floor_pixels, self.floor_pixels, 3), 0.5, np.float32)

@@ -1,6 +1,4 @@
-"""Wheels: tyre, rim with spokes, brake disc, and the dark behind them (metres; the axle lies
-along y).
-"""
+"""Wheels: tyre, rim with spokes and brake disc (metres; the axle lies along y)."""
 
 import numpy as np
 
