@@ -270,7 +270,7 @@ def prism(sections):
 
 
 def superellipsoid(centre, radii, exponents=(1, 1), rows=24, yaw=0.0):
-    """Rounded box to ellipsoid; exponents (upright, plan) below 1 make it boxier, yaw in radians."""
+    """Rounded box to ellipsoid; exponents (upright, plan) below 1 are boxier, yaw in radians."""
     latitude, longitude = np.meshgrid(
         np.linspace(-np.pi / 2, np.pi / 2, rows),
         np.linspace(-np.pi, np.pi, 2 * rows),
