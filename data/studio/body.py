@@ -5,7 +5,6 @@ floor. Names ending in `_x` or `_z` are positions; `across` is |y| as a share of
 """
 
 import numpy as np
-
 from meshes import bell, curve, mesh_implicit, sigmoid, smooth_max, smooth_min
 
 

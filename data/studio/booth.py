@@ -11,11 +11,10 @@ booths (see data/README.md), so every car gets its own booth and every picture a
 lettering, tone and horizon.
 """
 
-import numpy as np
-from scipy.ndimage import gaussian_filter, map_coordinates
-
 import letters
+import numpy as np
 from meshes import bell, sigmoid
+from scipy.ndimage import gaussian_filter, map_coordinates
 
 
 def grey_to_linear(grey):

@@ -1,7 +1,6 @@
 """Front and rear of the car: lamps, grille, bumpers, cut out of the panels' skin (metres)."""
 
 import numpy as np
-
 from meshes import both_sides, cut, merge, push, smooth_max, superellipsoid
 
 

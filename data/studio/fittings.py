@@ -1,7 +1,6 @@
 """What is bolted on or sits inside, from seats and mirrors to roof box and wipers (metres)."""
 
 import numpy as np
-
 from meshes import both_sides, cut, lathe, merge, prism, superellipsoid, tube
 
 SEAT_SHARE = 0.40  # seats stand at this share of half the car's width

@@ -4,10 +4,9 @@ On the floor, `depth` points from the turntable to the camera and `side` to the 
 """
 
 import numpy as np
-from scipy.ndimage import gaussian_filter, map_coordinates
-
 from booth import horizon
 from meshes import bell
+from scipy.ndimage import gaussian_filter, map_coordinates
 
 REACH = 7.0  # the texture covers -7..7 m; beyond, its border is repeated
 

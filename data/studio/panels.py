@@ -5,7 +5,6 @@ cut function takes (vertices, normals) and is negative inside the piece that is 
 """
 
 import numpy as np
-
 from meshes import cut, flat, merge, smooth_max
 
 

@@ -1,7 +1,6 @@
 """Shut lines, mouldings, second paint and stickers, cut out of the panels' skin (metres)."""
 
 import numpy as np
-
 from meshes import cut, merge, push, sigmoid, smooth_max
 
 

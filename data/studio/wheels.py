@@ -1,7 +1,6 @@
 """Wheels: tyre, rim with spokes and brake disc (metres; the axle lies along y)."""
 
 import numpy as np
-
 from meshes import lathe, merge, mirror, prism
 
 SINKING = 0.006  # the tyre's contact patch: how far its round lies below the floor
