@@ -27,8 +27,10 @@ endif
 # The kernel of this environment, whatever other kernels are registered on the computer.
 export JUPYTER_PREFER_ENV_PATH := 1
 
-# Tests see neither the user's data nor their profile nor results of an earlier run.
-TEST_ENV = env -u UNETLIB_DATA UNETLIB_PROFILE=ci UNETLIB_HOME="$(CURDIR)/build/test"
+# Tests see neither the user's data nor their profile nor results of an earlier run. One thread a
+# worker: two workers with two threads each would wait for each other on two cores.
+TEST_ENV = env -u UNETLIB_DATA UNETLIB_PROFILE=ci UNETLIB_HOME="$(CURDIR)/build/test" \
+	OMP_NUM_THREADS=1
 
 ifdef OFFLINE
 PIP_SOURCE := --no-index --find-links wheelhouse
