@@ -163,9 +163,9 @@ class Tracer:
         )
         self.values[self._key("environment", "to_world")] = _transform(turned)
         picture = booths.hang_backdrop(self.surroundings, self.booth, backdrop, self.field_of_view)
-        # Mitsuba repeats the first column at the end of the map
+        # Mitsuba keeps the map with its last column repeated before it and its first one after it
         self.values[self._key("environment", "data")] = mi.TensorXf(
-            np.concatenate([picture, picture[:, :1]], 1)
+            np.concatenate([picture[:, -1:], picture, picture[:, :1]], 1)
         )
         self._lay_floor(azimuth, axis, camera, backdrop)
         self.values.update()
