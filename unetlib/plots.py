@@ -7,6 +7,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.colors import ListedColormap
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 
 from unetlib.training import Run
 
@@ -82,9 +83,9 @@ def show_predictions(
         titles: above each column.
     """
     columns = len(images)
-    figure, axes = plt.subplots(
-        4, columns, figsize=(1.7 * columns + 0.5, 6.6), dpi=DPI, squeeze=False, layout="tight"
-    )
+    height, width = np.squeeze(np.asarray(masks[0])).shape
+    size = (1.7 * columns + 0.5, 4 * 1.6 * min(height / width, 1.5) + 0.6)
+    figure, axes = plt.subplots(4, columns, figsize=size, dpi=DPI, squeeze=False, layout="tight")
     for column in range(columns):
         image, mask, probability = (
             np.squeeze(np.asarray(stack[column])) for stack in (images, masks, probabilities)
@@ -124,5 +125,6 @@ def plot_history(runs: Run | Mapping[str, Run]) -> Figure:
     for axis in (left, right):
         axis.legend(fontsize=8)
         axis.grid(alpha=0.3)
+        axis.xaxis.set_major_locator(MaxNLocator(integer=True))
     plt.close(figure)
     return figure
