@@ -19,7 +19,7 @@ from unetlib.carvana import IMAGE_SUFFIXES, DataError, load_mask, rle_encode
 from unetlib.dataset import CarvanaDataset, load_image, to_tensor
 from unetlib.export import FILES, open_model
 from unetlib.metrics import dice
-from unetlib.model import pick_device, pick_precision
+from unetlib.model import pick_precision
 
 BATCH_SIZE = 16
 
@@ -218,7 +218,7 @@ def watch():
     while not done.wait(0.002):
         peak[0] = max(peak[0], process.memory_info().rss)
 watcher = threading.Thread(target=watch, daemon=True); watcher.start()
-predictor = load_predictor(sys.argv[1], precision=sys.argv[2])
+predictor = load_predictor(sys.argv[1], device="cpu", precision=sys.argv[2])
 for _ in range(3):
     predictor.logits(numpy.zeros((1, 1, predictor.size, predictor.size), numpy.float32))
 done.set(); watcher.join()
@@ -240,7 +240,7 @@ def peak_memory_mb(path: str | Path, precision: str = "fp32") -> float:
 
 
 def compare(models_dir: str | Path, samples: pd.DataFrame, repeats: int = 30) -> pd.DataFrame:
-    """Compare all exported formats: quality, speed, size and memory.
+    """Compare all exported formats on the CPU: quality, speed, size and memory.
 
     Eager PyTorch in fp32 comes first and is what the others are measured against; bf16 joins where
     the hardware has it.
@@ -265,9 +265,11 @@ def compare(models_dir: str | Path, samples: pd.DataFrame, repeats: int = 30) ->
             f"{models_dir}: no exported model here; run python -m unetlib export first."
         )
     choices = [(path, "fp32") for path in paths]
-    if pick_precision(pick_device()) == "bf16" and paths[0].name == FILES["pytorch"]:
+    if pick_precision(torch.device("cpu")) == "bf16" and paths[0].name == FILES["pytorch"]:
         choices.insert(1, (paths[0], "bf16"))
-    predictors = [load_predictor(path, precision=precision) for path, precision in choices]
+    predictors = [
+        load_predictor(path, device="cpu", precision=precision) for path, precision in choices
+    ]
     dataset = CarvanaDataset(samples, predictors[0].size)
     images = to_tensor(dataset.images).numpy()
     full_masks = [load_mask(path) for path in dataset.samples["mask"]]
