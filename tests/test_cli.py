@@ -1,7 +1,9 @@
 """`python -m unetlib` as a user types it: real processes where a process is what is promised, else
 the same function in this one, which spares the import of PyTorch."""
 
+import contextlib
 import csv
+import io
 import json
 import os
 import subprocess
@@ -154,26 +156,30 @@ def test_a_learning_rate_that_explodes_is_one_line_and_status_1(ci_home, capsys)
 
 
 @pytest.fixture(scope="module")
-def exported_models(trained_in_a_terminal, data_set):
-    home = trained_in_a_terminal[0]
-    with pytest.MonkeyPatch.context() as patch:
+def export(trained_in_a_terminal, data_set):
+    """(models folder, the JSON object printed) of an export of the newest run."""
+    home, printed = trained_in_a_terminal[0], io.StringIO()
+    with pytest.MonkeyPatch.context() as patch, contextlib.redirect_stdout(printed):
         patch.setenv("UNETLIB_PROFILE", "ci")
         patch.setenv("UNETLIB_HOME", str(home))
         assert run("export", "--data", data_set, "--json") == 0
-    return home / "models"
+    return home / "models", last_line(printed.getvalue())
 
 
-def test_export_takes_the_newest_run_and_writes_every_format(exported_models):
-    assert {path.name for path in exported_models.iterdir()} == set(FILES.values())
+@pytest.fixture
+def exported_models(export):
+    return export[0]
 
 
-def test_export_of_a_file_prints_the_parity_of_each_format(
-    ci_home, exported_models, tmp_path, capsys
-):
-    checkpoint = exported_models / FILES["pytorch"]
-    assert run("export", "--checkpoint", checkpoint, "--output-dir", tmp_path, "--json") == 0
-    result = last_line(capsys.readouterr().out)
-    assert result["checkpoint"] == str(checkpoint)
+def test_export_takes_the_newest_run_and_writes_every_format(export, trained_in_a_terminal):
+    folder, result = export
+    newest = last_line(trained_in_a_terminal[1].stdout)["run"]
+    assert result["checkpoint"] == os.path.join(newest, "best.pth")
+    assert {path.name for path in folder.iterdir()} == set(FILES.values())
+
+
+def test_export_prints_the_parity_of_each_format(export):
+    _, result = export
     assert [row["format"] for row in result["formats"]] == list(FILES)
     assert all(row["max_abs_diff"] <= 1e-4 for row in result["formats"][:3])
 
