@@ -310,7 +310,7 @@ def _train_epoch(recipe, model, train_set, optimizer, scheduler, epoch, device, 
 def _check_finite(loss: float, epoch: int, recipe: Recipe) -> None:
     if not math.isfinite(loss):
         raise TrainingError(
-            f"The loss became {loss} in epoch {epoch}: lower the learning rate (lr={recipe.lr}) "
+            f"The loss became {loss} in epoch {epoch}: lower the learning rate (lr={recipe.lr:g}) "
             "and check the images; earlier epochs are kept."
         )
 
