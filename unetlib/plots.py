@@ -1,4 +1,7 @@
-"""Samples, datasets, runs, predictions -> matplotlib figures that more than one notebook shows."""
+"""Samples, datasets, runs, predictions -> matplotlib figures that more than one notebook shows.
+
+Every function returns its figure, closed: a notebook shows it once, as the last line of a cell.
+"""
 
 from collections.abc import Mapping, Sequence
 
