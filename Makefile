@@ -38,7 +38,7 @@ endif
 PIP := $(PY) -m pip --disable-pip-version-check
 CONSTRAINED := --constraint constraints.txt $(PIP_SOURCE)
 TORCH_INDEX := https://download.pytorch.org/whl/cpu
-# The first line of each pair is tried within this many seconds.
+# Is PyTorch's own index reachable? Asked with a short limit, so that being offline costs seconds.
 TORCH_PROBE := import urllib.request; \
 	urllib.request.urlopen("$(TORCH_INDEX)/torch/", timeout=10).close()
 
