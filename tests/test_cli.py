@@ -6,8 +6,10 @@ import csv
 import io
 import json
 import os
+import signal
 import subprocess
 import sys
+import time
 
 import numpy as np
 import pytest
@@ -18,6 +20,7 @@ from unetlib.__main__ import main
 from unetlib.carvana import find_samples, rle_decode
 from unetlib.export import FILES
 from unetlib.model import load_model
+from unetlib.runs import load_run
 
 COMMANDS = ["train", "export", "predict", "compare", "download", "subset"]
 SETTINGS = {"--epochs": 1, "--lr": 3e-4, "--batch-size": 8, "--size": 32, "--seed": 3}
@@ -280,3 +283,52 @@ def test_subset_writes_a_small_set_in_the_same_layout(data_set, tmp_path, capsys
     labelled = samples[samples["mask"] != ""]
     assert labelled["car"].nunique() == 2 and len(labelled) == 8
     assert set(zip(samples["width"], samples["height"], strict=True)) == {(30, 20)}
+
+
+# ------------------------------------------------------------------------------- recipes, stopping
+
+
+def test_the_fast_recipe_can_be_named_and_changed(ci_home, data_set, capsys):
+    arguments = ["train", "--recipe", "fast", "--size", 32, "--data", data_set, "--json"]
+    assert run(*arguments, "--loss", "bce") == 0
+    result = last_line(capsys.readouterr().out)
+    recipe = load_run(result["run"]).recipe
+    assert (recipe.schedule, recipe.optimizer, recipe.augment) == ("one_cycle", "adamw", "mild")
+    assert recipe.loss == "bce"
+
+
+def test_the_help_of_the_fast_recipe_shows_its_defaults(capsys):
+    with pytest.raises(SystemExit):
+        run("train", "--recipe", "fast", "--help")
+    assert "(default: one_cycle)" in capsys.readouterr().out
+
+
+def test_an_unknown_recipe_is_refused(capsys):
+    with pytest.raises(SystemExit) as stopped:
+        run("train", "--recipe", "slow")
+    assert stopped.value.code == 2
+    assert "slow" in capsys.readouterr().err
+
+
+def test_a_stopped_training_ends_with_130_and_goes_on_when_typed_again(data_set, tmp_path):
+    """Ctrl-C in a real terminal process, after its first epoch."""
+    home = tmp_path / "stopped"
+    typed = [sys.executable, "-m", "unetlib", "train", "--size", "32", "--epochs", "3000", "--json"]
+    environment = dict(
+        os.environ,
+        PYTHONPATH=str(config.REPOSITORY),
+        UNETLIB_HOME=str(home),
+        UNETLIB_DATA=str(data_set),
+    )
+    process = subprocess.Popen(
+        [*typed, "--widths", "2", "4"], env=environment, stdout=subprocess.PIPE, text=True
+    )
+    while not list(home.glob("runs/*/history.csv")):
+        time.sleep(0.05)
+        assert process.poll() is None
+    process.send_signal(signal.SIGINT)
+    shown, _ = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert "fit again to go on" in shown
+    assert last_line(shown)["finished"] is False
+    assert os.path.exists(last_line(shown)["checkpoint"])

@@ -6,7 +6,7 @@ import pytest
 from nbclient import NotebookClient
 
 from unetlib import config
-from unetlib.training import Recipe
+from unetlib.recipe import Recipe
 
 
 def test_unset_variables_mean_the_embedded_set_and_the_laptop_profile(monkeypatch):
@@ -111,3 +111,26 @@ def test_profile_says_its_name(name):
 def test_profile_cannot_be_changed():
     with pytest.raises(dataclasses.FrozenInstanceError):
         config.PROFILES["ci"].max_size = 1
+
+
+# ------------------------------------------------------------------------------------- whole files
+
+
+def test_a_whole_file_appears_when_the_block_ends(tmp_path):
+    path = tmp_path / "new folder" / "file.json"
+    with config.whole_file(path) as part:
+        part.write_text("all of it")
+        assert not path.exists()
+        assert part.suffix == ".json"
+    assert path.read_text() == "all of it"
+    assert list(path.parent.iterdir()) == [path]
+
+
+def test_a_failed_block_leaves_the_old_file(tmp_path):
+    path = tmp_path / "file.txt"
+    path.write_text("old")
+    with pytest.raises(RuntimeError), config.whole_file(path) as part:
+        part.write_text("half of the n")
+        raise RuntimeError
+    assert path.read_text() == "old"
+    assert list(tmp_path.iterdir()) == [path]

@@ -9,13 +9,16 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image, ImageDraw, ImageFilter
+from torch.utils.data import DataLoader
 from torchvision import tv_tensors
 from torchvision.transforms import v2
+from torchvision.transforms.v2 import functional as F
 
 from unetlib import config
 from unetlib.carvana import DataError, find_samples, load_mask
 from unetlib.dataset import (
     CarvanaDataset,
+    augment_batch,
     augmentation,
     load_coverage,
     load_image,
@@ -327,6 +330,57 @@ def test_no_augmentation_is_none():
     assert augmentation("none") is None
 
 
+def test_a_batch_is_augmented_as_v2_would_image_by_image():
+    images = torch.rand(12, 1, 8, 10)
+    masks = (torch.rand(12, 1, 8, 10) > 0.5).float()
+    draws = torch.rand(12, 3)
+    lit, turned = augment_batch(images, masks, "mild", draws)
+    for row, (flip, brightness, contrast) in enumerate(draws.tolist()):
+        image, mask = tv_tensors.Image(images[row]), tv_tensors.Mask(masks[row])
+        if flip < 0.5:
+            image, mask = F.horizontal_flip(image), F.horizontal_flip(mask)
+        image = F.adjust_brightness(image, 0.6 + 0.8 * brightness)
+        image = F.adjust_contrast(image, 0.6 + 0.8 * contrast)
+        assert torch.allclose(lit[row], image, atol=1e-6)
+        assert torch.equal(turned[row], mask)
+    assert 0 < (draws[:, 0] < 0.5).sum() < 12  # both kinds were seen
+
+
+@pytest.mark.parametrize("mask", ["hard", "soft"])
+def test_a_batch_holds_what_the_items_hold(tables, mask):
+    dataset = CarvanaDataset(tables[1], 32, mask)
+    images, masks = next(iter(make_loader(dataset, 3)))
+    items = [dataset[row] for row in range(3)]
+    assert torch.equal(images, torch.stack([image for image, _ in items]))
+    assert torch.equal(masks, torch.stack([mask for _, mask in items]))
+
+
+def test_a_plain_loader_gets_batches_too(tables):
+    images, masks = next(iter(DataLoader(CarvanaDataset(tables[1], 32), batch_size=3)))
+    assert images.shape == masks.shape == (3, 1, 32, 32)
+
+
+def test_batches_are_flipped_as_one_with_their_masks(tables):
+    plain, flipping = (CarvanaDataset(tables[1], 32, augment=name) for name in ("none", "flip"))
+    straight = next(iter(make_loader(plain, 4)))
+    flipping.set_epoch(0, 1)
+    turned = flipping.draws[:, 0] < 0.5
+    for before, after in zip(straight, next(iter(make_loader(flipping, 4))), strict=True):
+        for row, turn in enumerate(turned[:4]):
+            assert torch.equal(after[row], before[row].flip(-1) if turn else before[row])
+
+
+def test_an_epoch_draws_the_same_for_an_image_in_whatever_batch(tables):
+    dataset = CarvanaDataset(tables[0], 32, augment="mild")
+    dataset.set_epoch(seed=1, epoch=2)
+    together = dataset.__getitems__([3, 7, 5])
+    alone = [dataset.__getitems__([row])[0] for row in (3, 7, 5)]
+    for one, other in zip(together, alone, strict=True):
+        assert torch.equal(torch.stack(one), torch.stack(other))
+    dataset.set_epoch(seed=1, epoch=3)
+    assert not torch.equal(dataset.__getitems__([3])[0][0], alone[0][0])
+
+
 # -------------------------------------------------------------------------------------- the cache
 
 
@@ -462,6 +516,29 @@ def test_the_order_is_a_function_of_seed_and_epoch(tables):
     assert order(make_loader(dataset, 4, True, seed=1, epoch=2)) == first
     assert order(make_loader(dataset, 4, True, seed=1, epoch=3)) != first
     assert order(make_loader(dataset, 4, True, seed=2, epoch=2)) != first
+
+
+@pytest.mark.parametrize("processes", [2, 3, 5])
+def test_processes_share_every_batch_out(tables, processes):
+    """16 images in batches of 5: the last batch of one leaves most processes without a share."""
+    dataset = CarvanaDataset(tables[0], 32)
+    whole = [batch for batch, _ in make_loader(dataset, 5, True, seed=3, epoch=1)]
+    loaders = [
+        make_loader(dataset, 5, True, seed=3, epoch=1, process=process, processes=processes)
+        for process in range(processes)
+    ]
+    for batch, *shares in zip(whole, *loaders, strict=True):
+        for process, (share, _) in enumerate(shares):
+            own = batch[process::processes]
+            assert torch.equal(share, own if len(own) else batch[:1])
+
+
+def test_parts_are_the_rows_dealt_out(tables):
+    dataset = CarvanaDataset(tables[0], 32)
+    parts = [dataset.part(process, 3) for process in range(3)]
+    assert [len(part) for part in parts] == [6, 5, 5]
+    assert list(parts[1].samples["id"]) == list(dataset.samples["id"][1::3])
+    np.testing.assert_array_equal(parts[2].coverage, dataset.coverage[2::3])
 
 
 def test_to_tensor_adds_the_channel_and_scales():

@@ -1,8 +1,15 @@
+from dataclasses import replace
+
 import matplotlib.pyplot as plt
 import numpy as np
+import pandas as pd
 import pytest
+from nbclient import NotebookClient
+from nbformat.v4 import new_code_cell, new_notebook
 
 from unetlib import plots
+from unetlib.recipe import Recipe
+from unetlib.training import fit
 
 RNG = np.random.default_rng(0)
 GREY = RNG.integers(0, 256, (6, 20, 30), dtype=np.uint8)
@@ -100,3 +107,81 @@ def test_figures_draw_without_warnings(trained, recwarn):
     ):
         figure.canvas.draw()
     assert not recwarn.list
+
+
+# ------------------------------------------------------------------------------------------ runs
+
+
+@pytest.fixture(scope="module")
+def two_runs(tables, one_thread, tmp_path_factory):
+    recipe = Recipe(widths=(2, 4), size=16, epochs=3, lr=1e-2, precision="fp32")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("UNETLIB_HOME", str(tmp_path_factory.mktemp("runs")))
+        patch.delenv("UNETLIB_PROFILE", raising=False)
+        return [fit(replace(recipe, lr=lr), *tables) for lr in (1e-2, 1e-3)]
+
+
+def legend(axis) -> list[str]:
+    return [text.get_text() for text in axis.get_legend().get_texts()]
+
+
+def test_plot_runs_draws_dice_by_epoch_and_by_time(two_runs):
+    by_epoch, by_time = plots.plot_runs({"a": two_runs[0], "b": two_runs[1]}).axes
+    for left, right, run in zip(by_epoch.lines, by_time.lines, two_runs, strict=True):
+        np.testing.assert_allclose(left.get_ydata(), run.history["val_dice"])
+        np.testing.assert_allclose(right.get_ydata(), run.history["val_dice"])
+        np.testing.assert_allclose(right.get_xdata(), run.history["seconds"].cumsum())
+    assert legend(by_time) == ["a", "b"]
+
+
+def test_plot_runs_names_runs_by_what_differs(two_runs):
+    assert sorted(legend(plots.plot_runs(two_runs).axes[1])) == ["lr 0.001", "lr 0.01"]
+    assert legend(plots.plot_runs(two_runs[:1]).axes[1]) == [two_runs[0].folder.name]
+
+
+def test_plot_lr_find_marks_the_steepest_rate():
+    lr = np.logspace(-5, 0, 51)
+    loss = 1 - 1 / (1 + np.exp(-4 * np.log10(lr / 1e-3)))
+    (axis,) = plots.plot_lr_find(pd.DataFrame(dict(lr=lr, loss=loss, smoothed=loss))).axes
+    assert axis.get_xscale() == "log"
+    assert "steepest: 0.001" in legend(axis)
+
+
+def test_the_live_figure_follows_masks_over_the_epochs(tables):
+    recipe = Recipe(widths=(2, 4), size=16, epochs=9, lr=1e-2, precision="fp32")
+    live, previews = plots.LiveFigure(), []
+    fit(recipe, *tables, on_epoch=lambda run: (live(run), previews.append(run.preview[2])))
+    axes = live.draw().axes
+    titles = [axis.get_title() for axis in axes if axis.images]
+    first_row = titles[: len(titles) // 2]
+    assert first_row[:2] == ["photo", "epoch 1"]
+    assert first_row[-2:] == ["epoch 9", "truth"]
+    assert len(first_row) == 2 + live.COLUMNS
+    shown = [axis.images[0].get_array() for axis in axes if axis.images][1]
+    np.testing.assert_array_equal(shown, previews[0][0])
+    assert axes[1].get_title() == f"Validation Dice: {live.run.history['val_dice'].iloc[-1]:.4f}"
+
+
+def test_the_live_figure_starts_anew_with_another_run(tables, two_runs):
+    live = plots.LiveFigure()
+    recipe = Recipe(widths=(2, 4), size=16, epochs=2, lr=1e-2, precision="fp32")
+    fit(recipe, *tables, on_epoch=live)
+    fit(replace(recipe, seed=1, epochs=1), *tables, on_epoch=live)
+    assert list(live.masks) == [1]
+
+
+def test_the_live_figure_shows_itself_in_a_notebook_once_and_then_changes(tables, monkeypatch):
+    """A real kernel: one output, replaced after every epoch."""
+    source = (
+        "from unetlib.carvana import find_samples, split_by_car\n"
+        "from unetlib.plots import LiveFigure\n"
+        "from unetlib.training import Recipe, fit\n"
+        "recipe = Recipe(widths=(2, 4), size=16, epochs=3, precision='fp32')\n"
+        "run = fit(recipe, *split_by_car(find_samples()), on_epoch=LiveFigure())\n"
+    )
+    notebook = new_notebook(cells=[new_code_cell(source)])
+    NotebookClient(notebook, kernel_name="python3", timeout=120).execute()
+    pictures = [
+        output for output in notebook.cells[0].outputs if "image/png" in output.get("data", {})
+    ]
+    assert len(pictures) == 1

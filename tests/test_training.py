@@ -1,8 +1,13 @@
 import dataclasses
-import json
+import multiprocessing
 import os
+import random
+import resource
+import shutil
+import signal
 import subprocess
 import sys
+import time
 from dataclasses import replace
 
 import numpy as np
@@ -15,7 +20,9 @@ from unetlib.carvana import DataError
 from unetlib.dataset import CarvanaDataset
 from unetlib.metrics import evaluate
 from unetlib.model import load_model
-from unetlib.training import Recipe, TrainingError, fit, load_run
+from unetlib.recipe import Recipe
+from unetlib.runs import find_runs, load_run, run_lock
+from unetlib.training import TrainingError, fit
 
 # Everything that has a state of its own takes part: optimizer, schedule, augmentation, seeds.
 RECIPE = Recipe(
@@ -47,51 +54,6 @@ def uninterrupted(tables, one_thread, tmp_path_factory):
         patch.setenv("UNETLIB_HOME", str(tmp_path_factory.mktemp("uninterrupted")))
         patch.delenv("UNETLIB_PROFILE", raising=False)
         return fit(RECIPE, *tables)
-
-
-# ---------------------------------------------------------------------------------------- recipe
-
-
-def test_the_default_is_the_baseline_recipe():
-    recipe = Recipe()
-    assert (recipe.optimizer, recipe.lr, recipe.loss, recipe.schedule) == (
-        "adam",
-        1e-4,
-        "bce",
-        "constant",
-    )
-    assert (recipe.epochs, recipe.batch_size, recipe.size, recipe.seed) == (10, 16, 128, 0)
-    assert (recipe.mask, recipe.augment, recipe.widths) == ("hard", "none", (64, 128, 256))
-
-
-@pytest.mark.parametrize(
-    ("settings", "message"),
-    [
-        ({"loss": "mse"}, "loss='mse' is unknown: use one of 'bce', 'dice', 'bce_dice'"),
-        ({"optimizer": "sgd"}, "optimizer='sgd' is unknown"),
-        ({"schedule": "cosine"}, "schedule='cosine' is unknown"),
-        ({"mask": "fuzzy"}, "mask='fuzzy' is unknown"),
-        ({"augment": "wild"}, "augment='wild' is unknown"),
-        ({"up_kernel": 4}, "up_kernel=4 is unknown"),
-        ({"precision": "fp16"}, "precision='fp16' is unknown"),
-        ({"lr": 0}, "lr=0 must be above 0"),
-        ({"lr": float("nan")}, "lr=nan must be above 0"),
-        ({"epochs": 0}, "epochs=0 must be above 0"),
-        ({"batch_size": -1}, "batch_size=-1 must be above 0"),
-        ({"size": 126}, "size=126 must be a multiple of 4"),
-        ({"size": 0}, "size=0 must be a multiple of 4"),
-        ({"size": 20, "widths": (4, 8, 16, 32)}, "size=20 must be a multiple of 8"),
-    ],
-)
-def test_a_setting_that_cannot_be_is_refused_at_once(settings, message):
-    with pytest.raises(ValueError, match=message):
-        Recipe(**settings)
-
-
-def test_a_recipe_cannot_be_changed_only_replaced():
-    with pytest.raises(dataclasses.FrozenInstanceError):
-        RECIPE.lr = 1
-    assert replace(RECIPE, lr=1e-3).lr == 1e-3
 
 
 # ------------------------------------------------------------------------------------ what it does
@@ -255,31 +217,121 @@ def test_a_stopped_run_goes_on_to_the_weights_of_an_uninterrupted_one(
     )
 
 
-KILLED = """
-import dataclasses, json, os, sys
-import torch
-from unetlib.carvana import find_samples, split_by_car
-from unetlib.training import Recipe, fit
-torch.set_num_threads(1)
-def die(run):
-    if len(run.history) == 2:
-        os._exit(9)
-fit(Recipe(**json.loads(sys.argv[1])), *split_by_car(find_samples()), on_epoch=die)
-"""
+def train_in_another_process(recipe, started, home):
+    """What a terminal does: SIGINT raises KeyboardInterrupt, one thread computes."""
+    os.environ["UNETLIB_HOME"] = str(home)
+    torch.set_num_threads(1)
+    from unetlib.carvana import find_samples, split_by_car
+
+    train, val = split_by_car(find_samples())
+    started.set()
+    run = fit(recipe, train, val)
+    os._exit(0 if run.finished else 4)
 
 
-def test_a_killed_process_loses_at_most_the_epoch_it_was_in(tables, uninterrupted):
-    killed = subprocess.run(
-        [sys.executable, "-c", KILLED, json.dumps(dataclasses.asdict(RECIPE))],
-        cwd=config.REPOSITORY,
-        capture_output=True,
+@pytest.fixture(scope="module")
+def processes():
+    """Real processes that need not import PyTorch anew: forked from a server that has."""
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["unetlib.training"])
+    return context
+
+
+def start(processes, recipe):
+    """A process that has just begun to train."""
+    started = processes.Event()
+    process = processes.Process(
+        target=train_in_another_process, args=(recipe, started, os.environ["UNETLIB_HOME"])
     )
-    assert killed.returncode == 9
-    (folder,) = config.runs_dir().iterdir()
-    assert len(load_run(folder).history) == 2
-    resumed = fit(RECIPE, *tables)
-    assert resumed.folder == folder
-    assert same_weights(resumed.model("last"), uninterrupted.model("last"))
+    process.start()
+    assert started.wait(60)
+    return process
+
+
+def kill_until_done(processes, recipe, kills, longest):
+    """SIGKILL at random moments, `kills` times; then let it finish."""
+    rng, survived = random.Random(0), 0
+    for _ in range(kills):
+        process = start(processes, recipe)
+        time.sleep(rng.uniform(0, longest))
+        process.kill()
+        process.join()
+        survived += process.exitcode == -signal.SIGKILL
+    process = start(processes, recipe)
+    process.join(120)
+    assert process.exitcode == 0
+    return survived
+
+
+def leftovers(folder):
+    return [path.name for path in folder.iterdir() if ".part" in path.name]
+
+
+def test_a_killed_process_loses_at_most_the_epoch_it_was_in(tables, uninterrupted, processes):
+    assert kill_until_done(processes, RECIPE, kills=3, longest=0.3) >= 1
+    (run,) = find_runs()
+    assert same_weights(run.model("last"), uninterrupted.model("last"))
+    assert same_weights(run.model("best"), uninterrupted.model("best"))
+
+
+@pytest.mark.slow
+def test_a_dozen_kills_leave_the_weights_of_an_undisturbed_run(tables, processes):
+    """A wider net, so that much of the time goes into writing 4 MB after each short epoch."""
+    recipe = replace(RECIPE, widths=(32, 64, 96), size=16, epochs=25)
+    assert kill_until_done(processes, recipe, kills=14, longest=1.2) >= 10
+    (killed,) = find_runs()
+    shutil.move(killed.folder, killed.folder.with_name("killed"))
+    undisturbed = fit(recipe, *tables)
+    killed = load_run(killed.folder.with_name("killed"))
+    assert same_weights(killed.model("last"), undisturbed.model("last"))
+    assert same_weights(killed.model("best"), undisturbed.model("best"))
+    pd.testing.assert_frame_equal(
+        without_seconds(killed.history), without_seconds(undisturbed.history)
+    )
+
+
+@pytest.mark.parametrize("request_to_stop", [signal.SIGINT, signal.SIGTERM])
+def test_a_stopped_process_ends_cleanly_and_can_go_on(tables, processes, request_to_stop):
+    recipe = replace(RECIPE, epochs=400)
+    process = start(processes, recipe)
+    while not find_runs():
+        time.sleep(0.02)
+    os.kill(process.pid, request_to_stop)
+    process.join(30)
+    assert process.exitcode == 4  # fit returned, with a run that is not finished
+    (run,) = find_runs()
+    assert 1 <= len(run.history) < 400
+    assert leftovers(run.folder) == []
+    again = fit(recipe, *tables, on_epoch=stop)
+    assert len(again.history) == len(run.history) + 1
+
+
+def test_a_second_program_waits_for_the_first_and_gets_its_run(tables, processes, capsys):
+    recipe = replace(RECIPE, epochs=8)
+    process = start(processes, recipe)
+    while not find_runs():
+        time.sleep(0.02)
+    run = fit(recipe, *tables)
+    process.join(30)
+    assert process.exitcode == 0
+    assert run.finished
+    shown = capsys.readouterr().out
+    assert "being trained by another program; waiting for it" in shown
+    assert "already trained" in shown
+
+
+def test_a_stop_before_the_first_epoch_leaves_a_run_that_says_so(tables):
+    def stop_at_once(*_, **__):
+        raise KeyboardInterrupt
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("unetlib.learner.Learner.step", stop_at_once)
+        run = fit(RECIPE, *tables)
+    assert not run.finished and run.best_epoch == 0
+    assert np.isnan(run.best_dice) and np.isnan(run.best_iou)
+    with pytest.raises(ValueError, match="no epoch is finished yet"):
+        run.model("last")
+    assert find_runs() == []
 
 
 def test_a_run_killed_between_its_files_still_goes_on(tables, uninterrupted):
@@ -298,12 +350,83 @@ def test_no_half_written_file_stays(uninterrupted):
     assert names == {"recipe.json", "run.json", "history.csv", "best.pth", "last.pth"}
 
 
+# ------------------------------------------------------------------------------- a longer recipe
+
+CONSTANT = replace(RECIPE, schedule="constant")
+
+
+def test_a_longer_recipe_goes_on_from_the_shorter_run(tables, capsys):
+    short = fit(replace(CONSTANT, epochs=2), *tables)
+    stopped = fit(replace(CONSTANT, epochs=3), *tables, on_epoch=stop)
+    assert f"goes on from {short.folder.name}, epoch 2" in capsys.readouterr().out
+    assert stopped.finished and len(stopped.history) == 3
+    shutil.rmtree(short.folder)
+    direct = fit(replace(CONSTANT, epochs=3), *tables, retrain=True)
+    assert same_weights(stopped.model("last"), direct.model("last"))
+
+
+def test_the_best_model_of_the_shorter_run_counts(tables):
+    short = fit(replace(CONSTANT, epochs=2), *tables)
+    state = torch.load(short.folder / "last.pth", weights_only=True)
+    state["history"][0]["val_dice"] = 0.999  # no later epoch will be better
+    torch.save(state, short.folder / "last.pth")
+    longer = fit(replace(CONSTANT, epochs=4), *tables)
+    assert longer.best_epoch == 1
+    assert same_weights(longer.model("best"), short.model("best"))
+
+
+def test_a_one_cycle_run_cannot_be_made_longer_and_says_so(tables, capsys):
+    fit(replace(RECIPE, epochs=2), *tables)
+    longer = fit(RECIPE, *tables)
+    assert "cannot go on from" in (shown := capsys.readouterr().out)
+    assert "planned for 2 epochs; training from the start" in shown
+    assert longer.finished
+
+
+@pytest.mark.parametrize("change", [{"lr": 9e-3}, {"seed": 1}, {"half_size_epochs": 1}])
+def test_a_run_of_other_settings_is_not_gone_on_from(tables, capsys, change):
+    fit(replace(CONSTANT, epochs=1, **change), *tables)
+    fit(replace(CONSTANT, epochs=2), *tables)
+    assert "goes on from" not in capsys.readouterr().out
+
+
+def test_retraining_keeps_the_old_run_until_the_new_one_has_an_epoch(tables):
+    first = fit(replace(CONSTANT, epochs=2), *tables)
+
+    def stop_at_once(*_, **__):
+        raise KeyboardInterrupt
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("unetlib.learner.Learner.step", stop_at_once)
+        fit(replace(CONSTANT, epochs=2), *tables, retrain=True)
+    assert load_run(first.folder).finished
+    fit(replace(CONSTANT, epochs=2), *tables, retrain=True, on_epoch=stop)
+    assert len(load_run(first.folder).history) == 1
+
+
+def test_progressive_resizing_trains_on_small_images_first(tables):
+    sizes = []
+
+    def note(learner, images, masks, weight=1.0):
+        sizes.append(images.shape[-1])
+        return step(learner, images, masks, weight)
+
+    from unetlib.learner import Learner
+
+    step = Learner.step
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Learner, "step", note)
+        run = fit(replace(RECIPE, batch_size=16, epochs=3, half_size_epochs=2), *tables)
+    assert sizes == [16, 16, 32]
+    assert run.finished
+
+
 # ---------------------------------------------------------------------------------------- failures
 
 
 @pytest.mark.parametrize("batch_size", [4, 16])
 def test_a_loss_that_is_no_number_stops_the_training_with_the_remedy(tables, batch_size):
-    with pytest.raises(TrainingError, match="became nan in epoch 1: lower the learning rate"):
+    with pytest.raises(TrainingError, match="loss became nan: lower the learning rate"):
         fit(replace(RECIPE, schedule="constant", lr=1e15, batch_size=batch_size), *tables)
 
 
@@ -313,7 +436,7 @@ def test_a_loss_that_is_no_number_keeps_earlier_epochs(tables):
     state = torch.load(run.folder / "last.pth", weights_only=True)
     state["model"]["head.weight"].fill_(float("nan"))
     torch.save(state, run.folder / "last.pth")
-    with pytest.raises(TrainingError, match="became nan in epoch 2"):
+    with pytest.raises(TrainingError, match="The loss became nan"):
         fit(RECIPE, *tables)
     kept = load_run(run.folder)
     assert len(kept.history) == 1
@@ -329,3 +452,69 @@ def test_a_table_without_rows_is_refused_before_training(tables):
 def test_a_folder_that_is_no_run_is_named(tmp_path):
     with pytest.raises(FileNotFoundError, match=f"{os.path.basename(tmp_path)}: no run"):
         load_run(tmp_path)
+
+
+def test_an_exploding_loss_stops_the_training_before_it_is_no_number(tables):
+    with pytest.raises(TrainingError, match=r"The loss became \d.*: lower the learning rate"):
+        fit(replace(CONSTANT, optimizer="adam", loss="bce", batch_norm=False, lr=3e3), *tables)
+
+
+def test_a_split_without_images_is_named(tables):
+    train, val = tables
+    with pytest.raises(DataError, match="'train' has no rows: choose another split"):
+        fit(RECIPE, train.iloc[:0], val)
+
+
+@pytest.mark.parametrize("room", [4_000, 30_000], ids=["no file fits", "the checkpoint does not"])
+def test_a_disk_without_room_is_named_and_the_run_goes_on_later(tables, uninterrupted, room):
+    """A real limit of the system on the size of files, which stands in for a full disk."""
+    fit(RECIPE, *tables, on_epoch=stop)
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    ignored = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    try:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (room, before[1]))
+        with pytest.raises(TrainingError, match=r"cannot be written \(.*\): free some space"):
+            fit(RECIPE, *tables)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+        signal.signal(signal.SIGXFSZ, ignored)
+    (run,) = find_runs()
+    assert len(run.history) == 1
+    assert leftovers(run.folder) == []
+    assert same_weights(fit(RECIPE, *tables).model("last"), uninterrupted.model("last"))
+
+
+TOO_LARGE = """
+import resource
+from unetlib.carvana import find_samples, split_by_car
+from unetlib.recipe import Recipe
+from unetlib.training import TrainingError, fit
+train, val = split_by_car(find_samples())
+used = int(open("/proc/self/statm").read().split()[0]) * resource.getpagesize()
+resource.setrlimit(resource.RLIMIT_AS, (used + 400_000_000, -1))
+try:
+    fit(Recipe(size=256, epochs=1, precision="fp32"), train, val)
+except TrainingError as error:
+    print(error)
+"""
+
+
+@pytest.mark.skipif(not os.path.exists("/proc/self/statm"), reason="needs Linux")
+def test_a_batch_that_does_not_fit_in_memory_is_named():
+    ended = subprocess.run(
+        [sys.executable, "-c", TOO_LARGE], cwd=config.REPOSITORY, capture_output=True, text=True
+    )
+    assert ended.returncode == 0, ended.stderr[-2000:]
+    assert "16 images of 256x256 pixels at once do not fit in the memory of the CPU" in ended.stdout
+    assert "lower batch_size, size or widths" in ended.stdout
+
+
+def test_a_lock_left_by_a_killed_process_does_not_block(tables, processes):
+    process = start(processes, replace(RECIPE, epochs=400))
+    while not find_runs():
+        time.sleep(0.02)
+    process.kill()
+    process.join()
+    (run,) = find_runs()
+    with run_lock(run.folder).acquire(timeout=5):
+        pass

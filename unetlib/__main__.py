@@ -1,6 +1,8 @@
 """A terminal -> any of it: ``python -m unetlib COMMAND --help``.
 
 python -m unetlib train --epochs 10 --lr 1e-4
+python -m unetlib train --recipe fast
+torchrun --nproc-per-node 2 -m unetlib train --batch-size auto
 python -m unetlib export
 python -m unetlib predict photo.jpg folder/ --model models/unet_model_int8.onnx --output masks
 python -m unetlib compare --models models
@@ -8,14 +10,16 @@ python -m unetlib download --subset 40
 python -m unetlib subset --cars 40 --size 480x320 SOURCE TARGET
 """
 
+import argparse
 import json
 import sys
 import warnings
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, make_dataclass
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import tyro
+from accelerate import PartialState
 from tyro.conf import OmitArgPrefixes, Positional, arg
 
 from unetlib import config
@@ -29,8 +33,11 @@ from unetlib.inference import (
     write_masks,
     write_submission,
 )
+from unetlib.learner import start_accelerator
 from unetlib.model import ModelFileError, load_model, save_model
-from unetlib.training import Recipe, TrainingError, fit
+from unetlib.recipe import Recipe
+from unetlib.runs import RunError
+from unetlib.training import TrainingError, fit
 
 DESCRIPTION = "Train, export, compare and use a small U-Net on the Carvana Image Masking Challenge."
 
@@ -40,9 +47,14 @@ Json = Annotated[bool, arg(help="Print one JSON object as the last line of stdou
 
 @dataclass
 class Train:
-    """Train a U-Net and write the best model to OUTPUT_DIR."""
+    """Train a U-Net and write the best model to OUTPUT_DIR.
 
-    recipe: OmitArgPrefixes[Recipe] = field(default_factory=Recipe)
+    Started by torchrun or accelerate launch, all their processes train one model together.
+    """
+
+    settings: OmitArgPrefixes[Recipe] = field(default_factory=Recipe)
+    recipe: Literal["baseline", "fast"] = "baseline"
+    """Where the settings start from."""
     data: Data = None
     output_dir: Path | None = None
     """Where unet_model.pth is written; default: models."""
@@ -50,24 +62,46 @@ class Train:
     """Train anew even if this recipe was trained on this data before."""
     json: Json = False
 
-    def __call__(self) -> dict:
-        print(config.profile(), file=sys.stderr)
+    def __call__(self) -> dict | None:
+        processes = start_accelerator()
+        if processes.is_main_process:
+            print(config.profile(), file=sys.stderr)
+        else:
+            warnings.simplefilter("ignore")
         train, val = _split(self.data)
-        recipe = config.profile().scale(self.recipe)
+        recipe = config.profile().scale(self.settings)
         run = fit(recipe, config.profile().thin(train), val, retrain=self.retrain)
+        if not processes.is_main_process:
+            return None
+        if run.history.empty:
+            raise TrainingError("Stopped before an epoch was finished: nothing to write yet.")
         checkpoint = _folder(self.output_dir, config.models_dir) / FILES["pytorch"]
         model, content = load_model(run.checkpoint)
         save_model(checkpoint, model, content["size"], content["threshold"], **content["info"])
         return dict(
             best_dice=run.best_dice,
             best_epoch=run.best_epoch,
+            finished=run.finished,
             seconds=run.seconds,
             images_per_second=run.images_per_second,
             device=run.device,
+            processes=run.details["processes"],
             precision=run.precision,
+            batch_size=run.details["batch_size"],
+            lr=run.details["lr"],
             run=str(run.folder),
             checkpoint=str(checkpoint),
         )
+
+
+def _train_from(arguments: list[str] | None) -> type[Train]:
+    """``Train`` with the settings of the recipe that the arguments name as its defaults."""
+    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    parser.add_argument("--recipe")
+    if parser.parse_known_args(arguments)[0].recipe != "fast":
+        return Train
+    settings = ("settings", OmitArgPrefixes[Recipe], field(default_factory=Recipe.fast))
+    return make_dataclass("Train", [settings], bases=(Train,), namespace={"__doc__": Train.__doc__})
 
 
 @dataclass
@@ -198,25 +232,34 @@ def _text(value) -> str:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Run one command; returns the exit status: 1 when it failed, and stderr says why."""
+    """Run one command.
+
+    Returns:
+        The exit status: 0; 1 when it failed, and stderr says why; 130 when a training was stopped.
+    """
     warnings.showwarning = lambda message, *_: print(f"warning: {message}", file=sys.stderr)
     commands = {
         command.__name__.lower(): command
-        for command in (Train, Export, Predict, Compare, Download, Subset)
+        for command in (_train_from(arguments), Export, Predict, Compare, Download, Subset)
     }
     command = tyro.extras.subcommand_cli_from_dict(
         commands, prog="python -m unetlib", description=DESCRIPTION, args=arguments
     )
     try:
         result = command()
-    except (DataError, ModelFileError, TrainingError, FileNotFoundError, ValueError) as error:
+    except (DataError, ModelFileError, RunError, TrainingError, OSError, ValueError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
+    finally:
+        if PartialState._shared_state:
+            PartialState().destroy_process_group()
+    if result is None:
+        return 0
     if command.json:
         print(json.dumps(result))
     else:
         _show(result)
-    return 0
+    return 0 if result.get("finished", True) else 130
 
 
 if __name__ == "__main__":

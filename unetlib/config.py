@@ -8,6 +8,8 @@ Three environment variables steer everything:
 """
 
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -79,6 +81,25 @@ def cache_dir() -> Path:
     return _home(".cache")
 
 
+@contextmanager
+def whole_file(path: str | Path) -> Iterator[Path]:
+    """A file to write that takes the name ``path`` when the block ends without an error.
+
+    Whenever the process or the power fails, ``path`` is the old file or the whole new one. The
+    folder is created.
+    """
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    part = path.with_name(f"{path.stem}.{os.getpid()}.part{path.suffix}")
+    try:
+        yield part
+        with open(part, "rb+") as file:
+            os.fsync(file.fileno())
+        os.replace(part, path)
+    finally:
+        part.unlink(missing_ok=True)
+
+
 @dataclass(frozen=True)
 class Profile:
     """How much of the course runs: everything, what a laptop can bear, or a smoke test.
@@ -88,7 +109,7 @@ class Profile:
         max_size: largest image side in pixels.
         max_epochs: most epochs of one run.
         max_width: widths are divided until the first is at most this.
-        lr_factor: multiplies a recipe's learning rate; short runs need larger steps.
+        lr_factor: multiplies a constant learning rate; short runs need larger steps.
         compare_size: image side in pixels at which notebooks compare two recipes.
     """
 
@@ -107,12 +128,14 @@ class Profile:
     def scale(self, recipe):
         """The training recipe cut down to what this profile can bear (``ci`` only)."""
         shrink = max(1, recipe.widths[0] // self.max_width)
+        epochs = min(recipe.epochs, self.max_epochs)
         return replace(
             recipe,
             widths=tuple(width // shrink for width in recipe.widths),
             size=min(recipe.size, self.max_size),
-            epochs=min(recipe.epochs, self.max_epochs),
-            lr=recipe.lr * self.lr_factor,
+            epochs=epochs,
+            half_size_epochs=recipe.half_size_epochs * epochs // recipe.epochs,
+            lr=recipe.lr * (self.lr_factor if recipe.schedule == "constant" else 1),
         )
 
     def thin(self, samples):

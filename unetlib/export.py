@@ -9,7 +9,6 @@ Every file carries image size, normalisation and threshold, so that it is enough
 """
 
 import json
-import os
 import tempfile
 import warnings
 import zipfile
@@ -32,10 +31,11 @@ from onnxruntime.quantization.shape_inference import quant_pre_process
 from tqdm.auto import tqdm
 
 from unetlib import config
+from unetlib.config import whole_file
 from unetlib.dataset import CarvanaDataset, to_tensor
 from unetlib.metrics import dice
 from unetlib.model import ModelFileError, UNet, autocast, load_model, pick_device, save_model
-from unetlib.training import Run
+from unetlib.runs import Run
 
 FILES = {
     "pytorch": "unet_model.pth",
@@ -118,31 +118,28 @@ def export_torchscript(model: UNet, path: str | Path, size: int, threshold: floa
 
     PyTorch deprecated TorchScript in favour of ``torch.export``; many deployments still load it.
     """
-    part = _part(path)
-    with _legacy_allowed(), torch.no_grad():
+    with whole_file(path) as part, _legacy_allowed(), torch.no_grad():
         traced = torch.jit.trace(model.eval(), torch.zeros(2, 1, size, size))
         torch.jit.save(traced, part, _extra_files={METADATA_KEY: _described(size, threshold)})
-    os.replace(part, path)
 
 
 def export_onnx(model: UNet, path: str | Path, size: int, threshold: float = 0.5) -> None:
     """Write an ONNX file: one file, input ``input`` float32 ``(batch, 1, size, size)`` in [0, 1],
     output ``logits`` of the same shape, any batch size, opset 20.
     """
-    part = _part(path)
-    torch.onnx.export(
-        model.eval(),
-        (torch.zeros(2, 1, size, size),),
-        part,
-        input_names=["input"],
-        output_names=["logits"],
-        dynamic_shapes={"x": {0: "batch"}},
-        opset_version=OPSET,
-        external_data=False,
-        verbose=False,
-    )
-    _describe_onnx(part, _described(size, threshold))
-    os.replace(part, path)
+    with whole_file(path) as part:
+        torch.onnx.export(
+            model.eval(),
+            (torch.zeros(2, 1, size, size),),
+            part,
+            input_names=["input"],
+            output_names=["logits"],
+            dynamic_shapes={"x": {0: "batch"}},
+            opset_version=OPSET,
+            external_data=False,
+            verbose=False,
+        )
+        _describe_onnx(part, _described(size, threshold))
 
 
 def _describe_onnx(path: Path, description: str) -> None:
@@ -180,9 +177,8 @@ def quantize_int8(onnx_path: str | Path, path: str | Path, calibration: np.ndarr
         calibration: training images through the dataset's own transform, float32 ``(N, 1, H, W)``
             in [0, 1]; 16 to 64 are enough.
     """
-    part = _part(path)
     description = onnx.load(onnx_path).metadata_props[0].value
-    with tempfile.TemporaryDirectory() as folder:
+    with tempfile.TemporaryDirectory() as folder, whole_file(path) as part:
         prepared = Path(folder) / "prepared.onnx"
         quant_pre_process(onnx_path, prepared, skip_symbolic_shape=True)
         quantize_static(
@@ -195,13 +191,7 @@ def quantize_int8(onnx_path: str | Path, path: str | Path, calibration: np.ndarr
             per_channel=True,
             reduce_range=True,
         )
-    _describe_onnx(part, description)
-    os.replace(part, path)
-
-
-def _part(path: str | Path) -> Path:
-    path = Path(path)
-    return path.with_name(f"{path.stem}.{os.getpid()}.part{path.suffix}")
+        _describe_onnx(part, description)
 
 
 def open_model(

@@ -16,6 +16,7 @@ from PIL import Image
 from tqdm.auto import tqdm
 
 from unetlib.carvana import IMAGE_SUFFIXES, DataError, load_mask, rle_encode
+from unetlib.config import whole_file
 from unetlib.dataset import CarvanaDataset, load_image, to_tensor
 from unetlib.export import FILES, open_model
 from unetlib.metrics import dice
@@ -147,17 +148,11 @@ def write_submission(predictor: Predictor, images: Iterable[str | Path], path: s
     The file appears whole or not at all. Returns the number of images.
     """
     path, images = Path(path), list(images)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(f"{path.name}.{os.getpid()}.part")
-    try:
-        with open(part, "w", newline="", encoding="utf-8") as file:
-            writer = csv.writer(file, lineterminator="\n")
-            writer.writerow(["img", "rle_mask"])
-            for image in tqdm(images, desc="predicting"):
-                writer.writerow([Path(image).name, rle_encode(predictor.predict_mask(image))])
-        os.replace(part, path)
-    finally:
-        part.unlink(missing_ok=True)
+    with whole_file(path) as part, open(part, "w", newline="", encoding="utf-8") as file:
+        writer = csv.writer(file, lineterminator="\n")
+        writer.writerow(["img", "rle_mask"])
+        for image in tqdm(images, desc="predicting"):
+            writer.writerow([Path(image).name, rle_encode(predictor.predict_mask(image))])
     return len(images)
 
 

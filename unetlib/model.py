@@ -4,13 +4,15 @@ Ronneberger, Fischer, Brox: U-Net: Convolutional Networks for Biomedical Image S
 https://arxiv.org/abs/1505.04597; here with padded convolutions and batch normalisation.
 """
 
-import os
+import io
 import pickle
 from contextlib import nullcontext
 from pathlib import Path
 
 import torch
 from torch import nn
+
+from unetlib.config import whole_file
 
 FILE_FORMAT = "unetlib model"
 FILE_VERSION = 1
@@ -186,17 +188,15 @@ def save_model(path: str | Path, model: UNet, size: int, threshold: float = 0.5,
 
 
 def save_atomically(content: dict, path: Path) -> None:
-    """``torch.save`` that leaves either the old file or the whole new one."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(f"{path.name}.{os.getpid()}.part")
-    try:
-        with open(part, "wb") as file:
-            torch.save(content, file)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(part, path)
-    finally:
-        part.unlink(missing_ok=True)
+    """``torch.save`` that leaves either the old file or the whole new one.
+
+    Raises:
+        OSError: disk full, or no permission to write.
+    """
+    buffer = io.BytesIO()  # torch's own writer reports a full disk as an internal error
+    torch.save(content, buffer)
+    with whole_file(path) as part:
+        part.write_bytes(buffer.getbuffer())
 
 
 def load_model(path: str | Path) -> tuple[UNet, dict]:

@@ -1,0 +1,80 @@
+import dataclasses
+from dataclasses import replace
+
+import pytest
+
+from unetlib.config import PROFILES
+from unetlib.recipe import Recipe
+
+RECIPE = Recipe(widths=(4, 8), size=32)
+
+
+def test_the_default_is_the_baseline_recipe():
+    recipe = Recipe()
+    assert (recipe.optimizer, recipe.lr, recipe.loss, recipe.schedule) == (
+        "adam",
+        1e-4,
+        "bce",
+        "constant",
+    )
+    assert (recipe.epochs, recipe.batch_size, recipe.size, recipe.seed) == (10, 16, 128, 0)
+    assert (recipe.mask, recipe.augment, recipe.widths) == ("hard", "none", (64, 128, 256))
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"loss": "mse"}, "loss='mse' is unknown: use one of 'bce', 'dice', 'bce_dice'"),
+        ({"optimizer": "sgd"}, "optimizer='sgd' is unknown"),
+        ({"schedule": "cosine"}, "schedule='cosine' is unknown"),
+        ({"mask": "fuzzy"}, "mask='fuzzy' is unknown"),
+        ({"augment": "wild"}, "augment='wild' is unknown"),
+        ({"up_kernel": 4}, "up_kernel=4 is unknown"),
+        ({"precision": "fp16"}, "precision='fp16' is unknown"),
+        ({"lr": 0}, "lr=0 must be above 0"),
+        ({"lr": float("nan")}, "lr=nan must be above 0"),
+        ({"epochs": 0}, "epochs=0 must be above 0"),
+        ({"batch_size": -1}, "batch_size=-1 must be above 0"),
+        ({"size": 126}, "size=126 must be a multiple of 4"),
+        ({"size": 0}, "size=0 must be a multiple of 4"),
+        ({"size": 20, "widths": (4, 8, 16, 32)}, "size=20 must be a multiple of 8"),
+        ({"batch_size": "huge"}, "batch_size='huge': give a number or 'auto'"),
+        ({"batch_size": 1.5}, "batch_size=1.5: give a number or 'auto'"),
+        ({"half_size_epochs": 11}, "half_size_epochs=11 must be between 0 and epochs=10"),
+        ({"half_size_epochs": -1}, "half_size_epochs=-1 must be between 0 and epochs=10"),
+        ({"half_size_epochs": 1, "size": 124}, "half of size=124 must be a multiple of 4"),
+    ],
+)
+def test_a_setting_that_cannot_be_is_refused_at_once(settings, message):
+    with pytest.raises(ValueError, match=message):
+        Recipe(**settings)
+
+
+def test_a_recipe_cannot_be_changed_only_replaced():
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        RECIPE.lr = 1
+    assert replace(RECIPE, lr=1e-3).lr == 1e-3
+
+
+def test_the_fast_recipe_takes_at_most_half_of_the_epochs():
+    fast = Recipe.fast()
+    assert fast.epochs <= Recipe().epochs / 2
+    assert fast.network == Recipe().network
+    assert Recipe.fast(seed=7, lr=1e-3) == replace(fast, seed=7, lr=1e-3)
+
+
+def test_changes_are_what_differs_from_the_baseline():
+    assert Recipe().changes == {}
+    assert replace(Recipe(), seed=3, loss="dice").changes == {"seed": 3, "loss": "dice"}
+
+
+def test_progressive_resizing_starts_at_half_the_size():
+    recipe = Recipe(epochs=4, half_size_epochs=3)
+    assert [recipe.size_in(epoch) for epoch in (1, 2, 3, 4)] == [64, 64, 64, 128]
+    assert Recipe().size_in(1) == 128
+
+
+def test_the_ci_profile_shortens_the_fast_recipe_and_leaves_its_rate():
+    scaled = PROFILES["ci"].scale(Recipe.fast())
+    assert scaled.lr == Recipe.fast().lr
+    assert 0 < scaled.half_size_epochs < scaled.epochs

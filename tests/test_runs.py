@@ -1,0 +1,179 @@
+import json
+import shutil
+from dataclasses import replace
+
+import pandas as pd
+import pytest
+
+from unetlib import config
+from unetlib.recipe import Recipe
+from unetlib.runs import (
+    HISTORY,
+    Run,
+    RunError,
+    clean_runs,
+    compare_runs,
+    find_runs,
+    load_run,
+    run_folder,
+    run_lock,
+)
+from unetlib.training import fit
+
+RECIPE = Recipe(widths=(2, 4), size=8, epochs=2, precision="fp32", lr=1e-2)
+
+
+@pytest.fixture
+def two_runs(tables):
+    return [fit(RECIPE, *tables), fit(replace(RECIPE, lr=1e-3), *tables)]
+
+
+def run_with(**columns) -> Run:
+    """A run that only has a history."""
+    history = pd.DataFrame({name: columns.get(name, [0.0] * 3) for name in HISTORY})
+    return Run(config.runs_dir() / "made-up", RECIPE, history, {"train_images": 30})
+
+
+# ------------------------------------------------------------------------------------- its name
+
+
+def test_a_setting_that_is_added_later_leaves_the_names_of_old_runs(monkeypatch):
+    """Only what differs from the baseline is hashed; this name was computed once and must stay."""
+    assert run_folder(Recipe(), "data").name == "f19d513ddf26"
+    assert run_folder(Recipe(lr=1e-3), "data").name != run_folder(Recipe(), "data").name
+
+
+@pytest.mark.parametrize("profile", ["ci", "full"])
+def test_the_name_depends_on_the_profile(monkeypatch, profile):
+    before = run_folder(Recipe(), "data")
+    monkeypatch.setenv("UNETLIB_PROFILE", profile)
+    assert run_folder(Recipe(), "data") != before
+
+
+# ------------------------------------------------------------------------------------- its figures
+
+
+def test_best_epoch_dice_and_iou_belong_together():
+    run = run_with(epoch=[1, 2, 3], val_dice=[0.2, 0.9, 0.5], val_iou=[0.3, 0.6, 0.7])
+    assert (run.best_epoch, run.best_dice, run.best_iou) == (2, 0.9, 0.6)
+
+
+def test_seconds_to_a_dice_count_from_the_start():
+    run = run_with(epoch=[1, 2, 3], val_dice=[0.2, 0.9, 0.5], seconds=[10.0, 20.0, 40.0])
+    assert run.seconds_to(0.1) == 10
+    assert run.seconds_to(0.5) == 30
+    assert pd.isna(run.seconds_to(0.95))
+    assert run.images_per_second == pytest.approx(90 / 70)
+
+
+# ------------------------------------------------------------------------------- opened from disk
+
+
+def test_a_run_opens_as_it_was(two_runs):
+    opened = load_run(two_runs[0].folder)
+    assert opened.recipe == RECIPE
+    assert opened.details == two_runs[0].details
+    pd.testing.assert_frame_equal(opened.history, two_runs[0].history, check_dtype=False)
+
+
+def test_other_versions_are_noted_and_nothing_is_trained_again(tables, two_runs, capsys):
+    path = two_runs[0].folder / "run.json"
+    details = json.loads(path.read_text())
+    now = details["versions"]["torch"]
+    details["versions"]["torch"] = "1.0"
+    path.write_text(json.dumps(details))
+    capsys.readouterr()
+    run = fit(RECIPE, *tables)
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0] == f"run {run.folder.name}: trained with torch 1.0 (now {now})"
+    assert "already trained" in lines[1] and len(lines) == 2
+
+
+def test_a_folder_without_a_finished_epoch_is_no_run(two_runs):
+    (two_runs[0].folder / "history.csv").unlink()
+    with pytest.raises(FileNotFoundError, match="no run in this folder"):
+        load_run(two_runs[0].folder)
+    assert [run.folder for run in find_runs()] == [two_runs[1].folder]
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("history.csv", "nonsense"),
+        ("history.csv", ""),
+        ("recipe.json", "{"),
+        ("recipe.json", '{"colour": "red"}'),
+        ("run.json", "[1"),
+    ],
+)
+def test_a_run_that_cannot_be_read_is_named(two_runs, name, content):
+    folder = two_runs[0].folder
+    (folder / name).write_text(content)
+    with pytest.raises(RunError, match=f"{folder.name}: not a readable run"):
+        load_run(folder)
+
+
+# ------------------------------------------------------------------------------ several together
+
+
+def test_compare_runs_shows_what_differs_and_how_they_did(two_runs):
+    table = compare_runs()
+    assert list(table.columns) == [
+        "lr",
+        "best_dice",
+        "best_iou",
+        "best_epoch",
+        "epochs",
+        "seconds",
+        "images_per_second",
+    ]
+    assert set(table.index) == {run.folder.name for run in two_runs}
+    assert table["best_dice"].is_monotonic_decreasing
+    assert dict(zip(table.index, table["lr"], strict=True)) == {
+        run.folder.name: run.recipe.lr for run in two_runs
+    }
+
+
+def test_compare_runs_takes_names_and_marks_a_stopped_run(two_runs, tables):
+    def stop(run):
+        raise KeyboardInterrupt
+
+    stopped = fit(replace(RECIPE, seed=5), *tables, on_epoch=stop)
+    table = compare_runs({"whole": two_runs[0], "stopped": stopped})
+    assert table.loc["whole", "epochs"] == "2"
+    assert table.loc["stopped", "epochs"] == "1/2"
+
+
+def test_runs_on_other_data_are_told_apart(tables):
+    train, val = tables
+    runs = [fit(RECIPE, train, val), fit(RECIPE, train.iloc[4:], val)]
+    assert compare_runs(runs)["data"].nunique() == 2
+
+
+def test_nothing_to_compare_is_an_empty_table():
+    assert compare_runs().empty
+
+
+def test_clean_runs_keeps_the_newest(two_runs):
+    assert clean_runs(keep=2) == []
+    assert clean_runs(keep=1) == [two_runs[0].folder.name]
+    assert [run.folder for run in find_runs()] == [two_runs[1].folder]
+
+
+def test_clean_runs_keeps_those_named(two_runs):
+    assert clean_runs(keep=[two_runs[0]]) == [two_runs[1].folder.name]
+    assert clean_runs(keep=0) == [two_runs[0].folder.name]
+    assert find_runs() == []
+
+
+def test_clean_runs_removes_remains_without_an_epoch(two_runs):
+    remains = config.runs_dir() / "remains"
+    shutil.copytree(two_runs[0].folder, remains)
+    (remains / "history.csv").unlink()
+    assert clean_runs() == ["remains"]
+
+
+def test_clean_runs_leaves_a_run_that_is_being_trained(two_runs):
+    with run_lock(two_runs[0].folder):
+        assert clean_runs(keep=0) == [two_runs[1].folder.name]
+    assert two_runs[0].folder.exists()

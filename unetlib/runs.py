@@ -1,0 +1,259 @@
+"""Recipe, disk -> Run: name a training run, open it, compare several, tidy up.
+
+A run lives in ``runs/<hash>/``; the hash covers recipe, data and profile, so that the same question
+is answered at once and a changed number trains a run of its own:
+
+    recipe.json   the settings            last.pth      everything needed to go on
+    run.json      data, device, versions  history.csv   a line per finished epoch, written last:
+    best.pth      the best model                        a run without it does not exist yet
+"""
+
+import hashlib
+import json
+import platform
+import shutil
+from collections.abc import Iterable, Mapping
+from contextlib import suppress
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import torch
+from filelock import FileLock, Timeout
+
+from unetlib import __version__, config
+from unetlib.carvana import fingerprint
+from unetlib.model import ModelFileError, UNet, load_model
+from unetlib.recipe import Recipe
+
+HISTORY = ["epoch", "lr", "train_loss", "val_loss", "val_dice", "val_iou", "seconds"]
+
+
+class RunError(ValueError):
+    """A run's folder cannot be used: one sentence that names it and the remedy."""
+
+
+def versions() -> dict[str, str]:
+    """The versions that a run writes down."""
+    return dict(unetlib=__version__, torch=torch.__version__, python=platform.python_version())
+
+
+def data_name(train: pd.DataFrame, val: pd.DataFrame) -> str:
+    """Changes with any image or mask of the two sample tables."""
+    return f"{fingerprint(train)}-{fingerprint(val)}"
+
+
+def run_folder(recipe: Recipe, data: str) -> Path:
+    """The home of the run that answers this recipe on this data in the current profile.
+
+    Only what differs from the baseline counts, so that a setting added later leaves old runs alone.
+    """
+    question = json.dumps([recipe.changes, data, config.profile().name], sort_keys=True)
+    return config.runs_dir() / hashlib.sha256(question.encode()).hexdigest()[:12]
+
+
+def run_lock(folder: Path) -> FileLock:
+    """Whoever trains or deletes a run holds this lock; it ends with its process, however killed."""
+    locks = folder.parent / ".locks"
+    locks.mkdir(exist_ok=True)
+    return FileLock(locks / folder.name)
+
+
+@dataclass
+class Run:
+    """A training run, finished or stopped half-way.
+
+    Attributes:
+        folder: its home ``runs/<hash>/``.
+        recipe: its settings.
+        history: a row per finished epoch: epoch, lr, train_loss, val_loss, val_dice, val_iou,
+            seconds.
+        details: device, precision, batch_size, lr, processes, train_ids, val_ids, train_images,
+            profile, data, versions.
+        preview: while training, of four validation images after the latest epoch: images,
+            coverage, probabilities, each ``(4, H, W)``; otherwise None.
+    """
+
+    folder: Path
+    recipe: Recipe
+    history: pd.DataFrame
+    details: dict
+    preview: tuple[np.ndarray, np.ndarray, np.ndarray] | None = None
+
+    @property
+    def finished(self) -> bool:
+        return len(self.history) >= self.recipe.epochs
+
+    @property
+    def checkpoint(self) -> Path:
+        """The model file of the best validation Dice."""
+        return self.folder / "best.pth"
+
+    @property
+    def best_epoch(self) -> int:
+        """The epoch of the best validation Dice; 0 before the first epoch is finished."""
+        if self.history.empty:
+            return 0
+        return int(self.history.loc[self.history["val_dice"].idxmax(), "epoch"])
+
+    @property
+    def best_dice(self) -> float:
+        """Best validation Dice: mean over images, hard masks, at the recipe's size."""
+        return float(self.history["val_dice"].max())
+
+    @property
+    def best_iou(self) -> float:
+        """IoU in the epoch of the best Dice."""
+        best = self.history["epoch"] == self.best_epoch
+        return float(self.history.loc[best, "val_iou"].max())
+
+    @property
+    def seconds(self) -> float:
+        return float(self.history["seconds"].sum())
+
+    def seconds_to(self, dice: float) -> float:
+        """Seconds of training, validation included, until an epoch reached this Dice, or nan."""
+        reached = self.history["val_dice"] >= dice
+        return float(self.history["seconds"].cumsum()[reached].min())
+
+    @property
+    def images_per_second(self) -> float:
+        """Training images per second, validation included."""
+        return self.details["train_images"] * len(self.history) / max(self.seconds, 1e-9)
+
+    @property
+    def device(self) -> str:
+        return self.details["device"]
+
+    @property
+    def precision(self) -> str:
+        return self.details["precision"]
+
+    @property
+    def train_ids(self) -> list[str]:
+        return self.details["train_ids"]
+
+    @property
+    def val_ids(self) -> list[str]:
+        return self.details["val_ids"]
+
+    def model(self, which: str = "best") -> UNet:
+        """The trained U-Net, on the CPU in evaluation mode; ``which`` is ``best`` or ``last``.
+
+        Raises:
+            ModelFileError: no epoch is finished yet, or the file is damaged.
+        """
+        if self.history.empty:
+            raise ModelFileError(
+                f"{self.folder}: no epoch is finished yet; call fit again to go on."
+            )
+        if which == "best":
+            return load_model(self.checkpoint)[0]
+        state = torch.load(self.folder / "last.pth", map_location="cpu", weights_only=True)
+        model = UNet(**self.recipe.network)
+        model.load_state_dict(state["model"])
+        return model.eval()
+
+
+def load_run(folder: str | Path) -> Run:
+    """Open a run's folder; one line says if it was trained with other versions.
+
+    Raises:
+        FileNotFoundError: the folder is no run, or its first epoch is not finished.
+        RunError: its files cannot be read.
+    """
+    run = _open(Path(folder))
+    then, now = run.details["versions"], versions()
+    changed = [f"{name} {then[name]} (now {now[name]})" for name in now if then[name] != now[name]]
+    if changed:
+        print(f"run {run.folder.name}: trained with {', '.join(changed)}")
+    return run
+
+
+def _open(folder: Path) -> Run:
+    try:
+        history = pd.read_csv(folder / "history.csv")
+        recipe = Recipe(**json.loads((folder / "recipe.json").read_text()))
+        details = json.loads((folder / "run.json").read_text())
+        return Run(folder, recipe, history[HISTORY], details)
+    except FileNotFoundError:
+        raise FileNotFoundError(f"{folder}: no run in this folder; train one with fit().") from None
+    except (ValueError, TypeError, KeyError) as error:
+        raise RunError(
+            f"{folder}: not a readable run ({error}); train it anew with fit(..., retrain=True)."
+        ) from None
+
+
+def find_runs() -> list[Run]:
+    """All runs under ``config.runs_dir()`` with at least one finished epoch, oldest first."""
+    runs = []
+    for path in config.runs_dir().glob("*/history.csv"):
+        with suppress(FileNotFoundError):  # deleted meanwhile
+            runs.append((path.stat().st_mtime, _open(path.parent)))
+    return [run for _, run in sorted(runs, key=lambda pair: pair[0])]
+
+
+def compare_runs(runs: Mapping[str, Run] | Iterable[Run] | None = None) -> pd.DataFrame:
+    """A row per run, the best first: the settings in which they differ, and how they did.
+
+    ``plots.plot_runs`` draws the same runs.
+
+    Args:
+        runs: by name, or a list; None: all in the runs folder.
+
+    Returns:
+        Index: the given name, or the run's. Columns: differing settings (also data and profile),
+        best_dice, best_iou, best_epoch, epochs (finished ones, as ``3/10`` if stopped), seconds,
+        images_per_second.
+    """
+    if not isinstance(runs, Mapping):
+        runs = {run.folder.name: run for run in (find_runs() if runs is None else runs)}
+    rows = [
+        asdict(run.recipe) | {name: run.details[name] for name in ("data", "profile")}
+        for run in runs.values()
+    ]
+    settings = pd.DataFrame(rows, index=list(runs))
+    differing = settings.loc[:, settings.astype(str).nunique() > 1].drop(
+        columns="epochs", errors="ignore"
+    )
+    results = pd.DataFrame(
+        [
+            dict(
+                best_dice=run.best_dice,
+                best_iou=run.best_iou,
+                best_epoch=run.best_epoch,
+                epochs=f"{len(run.history)}" + (f"/{run.recipe.epochs}" * (not run.finished)),
+                seconds=run.seconds,
+                images_per_second=run.images_per_second,
+            )
+            for run in runs.values()
+        ],
+        index=list(runs),
+    )
+    table = pd.concat([differing, results], axis=1)
+    return table.sort_values("best_dice", ascending=False) if len(table) else table
+
+
+def clean_runs(keep: int | Iterable[Run] = 10) -> list[str]:
+    """Delete runs, except those to keep and those being trained at the moment.
+
+    Args:
+        keep: how many of the newest, or which ones.
+
+    Returns:
+        Names of the deleted runs.
+    """
+    if isinstance(keep, int):
+        kept = {run.folder.name for run in (find_runs()[-keep:] if keep else [])}
+    else:
+        kept = {run.folder.name for run in keep}
+    deleted = []
+    for folder in sorted(config.runs_dir().iterdir()):
+        if folder.name.startswith(".") or folder.name in kept or not folder.is_dir():
+            continue
+        with suppress(Timeout), run_lock(folder).acquire(timeout=0):
+            (folder / "history.csv").unlink(missing_ok=True)  # first: no half-deleted run is seen
+            shutil.rmtree(folder)
+            deleted.append(folder.name)
+    return deleted
