@@ -44,7 +44,7 @@ TORCH_PROBE := import urllib.request; \
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help setup notebooks test test-all lab refresh handout lint wheelhouse lock clean
+.PHONY: help setup notebooks test test-all bench ablations lab refresh handout lint wheelhouse lock clean
 
 help: ## list these commands
 	@echo "make COMMAND, where COMMAND is one of:"
@@ -72,6 +72,12 @@ test-all: $(STAMP) ## the same, with the slow tests
 # Cells of one notebook stay together on one worker (loadscope).
 PYTEST_NOTEBOOKS := --nbval-lax --nbval-current-env --nbval-cell-timeout=600 \
 	--cov=unetlib --numprocesses=$(JOBS) --dist=loadscope
+
+bench: $(STAMP) ## how fast training is against the textbook loop (minutes; not a test)
+	@$(PY) tests/bench_training.py
+
+ablations: $(STAMP) ## train the compared recipes anew, three seeds each, into notebooks/ablations.csv
+	@$(PY) tools/ablations.py
 
 lab: $(STAMP) ## open the notebooks in JupyterLab
 	@$(PY) -m jupyter lab notebooks
