@@ -18,7 +18,7 @@ from PIL import Image
 from unetlib import config
 from unetlib.__main__ import main
 from unetlib.carvana import find_samples, rle_decode
-from unetlib.export import FILES
+from unetlib.formats import FILES
 from unetlib.model import load_model
 from unetlib.runs import load_run
 
@@ -178,13 +178,13 @@ def test_export_takes_the_newest_run_and_writes_every_format(export, trained_in_
     folder, result = export
     newest = last_line(trained_in_a_terminal[1].stdout)["run"]
     assert result["checkpoint"] == os.path.join(newest, "best.pth")
-    assert {path.name for path in folder.iterdir()} == set(FILES.values())
+    assert {path.name for path in folder.iterdir()} == {*FILES.values(), "manifest.json"}
 
 
 def test_export_prints_the_parity_of_each_format(export):
     _, result = export
     assert [row["format"] for row in result["formats"]] == list(FILES)
-    assert all(row["max_abs_diff"] <= 1e-4 for row in result["formats"][:3])
+    assert all(row["max_abs_diff"] <= 1e-4 for row in result["formats"][:4])
 
 
 def test_export_without_a_run_says_what_to_do(capsys):

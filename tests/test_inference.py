@@ -7,7 +7,7 @@ from PIL import Image
 
 from unetlib.carvana import DataError, rle_decode
 from unetlib.dataset import CarvanaDataset, load_image
-from unetlib.export import FILES
+from unetlib.formats import FILES
 from unetlib.inference import (
     benchmark,
     compare,

@@ -21,7 +21,7 @@ from unetlib.dataset import CarvanaDataset
 from unetlib.metrics import evaluate
 from unetlib.model import load_model
 from unetlib.recipe import Recipe
-from unetlib.runs import find_runs, load_run, run_lock
+from unetlib.runs import RunError, find_runs, load_run, run_lock
 from unetlib.training import TrainingError, fit
 
 # Everything that has a state of its own takes part: optimizer, schedule, augmentation, seeds.
@@ -518,3 +518,18 @@ def test_a_lock_left_by_a_killed_process_does_not_block(tables, processes):
     (run,) = find_runs()
     with run_lock(run.folder).acquire(timeout=5):
         pass
+
+
+@pytest.mark.parametrize("name", ["last.pth", "best.pth"])
+@pytest.mark.parametrize("damage", ["cut off", "missing"])
+def test_a_damaged_checkpoint_is_named_and_training_anew_is_the_remedy(tables, name, damage):
+    run = fit(RECIPE, *tables, on_epoch=stop)
+    path = run.folder / name
+    if damage == "missing":
+        path.unlink()
+    else:
+        path.write_bytes(path.read_bytes()[:5000])
+    if (damage, name) != ("missing", "last.pth"):  # without it there is nothing to go on from
+        with pytest.raises(RunError, match="damaged; train anew with fit"):
+            fit(RECIPE, *tables)
+    assert fit(RECIPE, *tables, retrain=True).finished

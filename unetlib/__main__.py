@@ -25,7 +25,8 @@ from tyro.conf import OmitArgPrefixes, Positional, arg
 from unetlib import config
 from unetlib.carvana import DataError, find_samples, split_by_car
 from unetlib.download import download, write_subset
-from unetlib.export import FILES, export_all
+from unetlib.export import export_all
+from unetlib.formats import FILES
 from unetlib.inference import (
     compare,
     image_files,
@@ -133,10 +134,12 @@ class Predict:
     """A model file of any format."""
     output: Path
     """A folder for <stem>_mask.png, or a FILE.csv."""
+    trust: bool = False
+    """Open a TorchScript or .pt2 file that manifest.json beside it does not vouch for."""
     json: Json = False
 
     def __call__(self) -> dict:
-        predictor = load_predictor(self.model)
+        predictor = load_predictor(self.model, trust=self.trust)
         write = write_submission if self.output.suffix == ".csv" else write_masks
         count = write(predictor, image_files(self.images), self.output)
         return dict(images=count, output=str(self.output), model=predictor.name)

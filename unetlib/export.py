@@ -2,23 +2,23 @@
 
     pytorch       unet_model.pth            weights and architecture; loads without running code
     torchscript   unet_model_torchjit.pth   a traced program (legacy: deprecated in PyTorch)
-    onnx          unet_model_onnx.onnx      for any runtime; one file, dynamic batch
+    exported      unet_model_exported.pt2   the program of torch.export, TorchScript's successor
+    onnx          unet_model_onnx.onnx      for any runtime; one file
     int8          unet_model_int8.onnx      the same, quantised: a quarter of the size
+    manifest.json                           SHA-256 of each: which programs may be opened
 
 Every file carries image size, normalisation and threshold, so that it is enough to predict with.
 """
 
-import json
+import io
+import os
+import subprocess
+import sys
 import tempfile
-import warnings
-import zipfile
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
 import onnx
-import onnxruntime
 import pandas as pd
 import torch
 from onnxruntime.quantization import (
@@ -28,27 +28,28 @@ from onnxruntime.quantization import (
     quantize_static,
 )
 from onnxruntime.quantization.shape_inference import quant_pre_process
+from torch.export import Dim
 from tqdm.auto import tqdm
 
 from unetlib import config
 from unetlib.config import whole_file
 from unetlib.dataset import CarvanaDataset, to_tensor
+from unetlib.formats import (
+    FILES,
+    METADATA_KEY,
+    describe,
+    legacy_allowed,
+    open_model,
+    write_manifest,
+)
 from unetlib.metrics import dice
-from unetlib.model import ModelFileError, UNet, autocast, load_model, pick_device, save_model
+from unetlib.model import ModelFileError, UNet, load_model, save_model
 from unetlib.runs import Run
 
-FILES = {
-    "pytorch": "unet_model.pth",
-    "torchscript": "unet_model_torchjit.pth",
-    "onnx": "unet_model_onnx.onnx",
-    "int8": "unet_model_int8.onnx",
-}
 OPSET = 20
 TOLERANCE = 1e-4  # largest difference in probability allowed to the float formats
+INT8_TOLERANCE = 0.01  # Dice that int8 may lose
 CALIBRATION_IMAGES = 32
-METADATA_KEY = "unetlib"
-
-LogitsFunction = Callable[[np.ndarray], np.ndarray]
 
 
 def export_all(
@@ -58,7 +59,7 @@ def export_all(
     train: pd.DataFrame,
     val: pd.DataFrame,
 ) -> pd.DataFrame:
-    """Write a run's best model in every format and prove that they agree.
+    """Write a run's best model in every format and prove, in a fresh process, that they agree.
 
     Args:
         run: a trained run, or the path of a model file.
@@ -70,7 +71,8 @@ def export_all(
         The table of ``parity``.
 
     Raises:
-        ModelFileError: a float format differs by over 1e-4 in probability; its file is removed.
+        ModelFileError: a float format differs by over 1e-4 in probability, or int8 loses over 0.01
+            Dice; its file is removed.
     """
     output_dir = Path(output_dir) if output_dir is not None else config.models_dir()
     output_dir.mkdir(parents=True, exist_ok=True)
@@ -84,33 +86,53 @@ def export_all(
         bar.update()
         export_torchscript(model, paths["torchscript"], size, threshold)
         bar.update()
+        export_program(model, paths["exported"], size, threshold)
+        bar.update()
         export_onnx(model, paths["onnx"], size, threshold)
         bar.update()
         quantize_int8(paths["onnx"], paths["int8"], to_tensor(calibration.images).numpy())
         bar.update()
-    table = parity(output_dir, val)
-    wrong = table[(table["format"] != "int8") & (table["max_abs_diff"] > TOLERANCE)]
+    write_manifest(output_dir)
+    table = _parity_in_a_fresh_process(output_dir, val)
+    wrong = table[
+        ((table["format"] != "int8") & (table["max_abs_diff"] > TOLERANCE))
+        | (table["dice_difference"] < -INT8_TOLERANCE)
+    ]
     for name in wrong["format"]:
         paths[name].unlink()
     if len(wrong):
+        write_manifest(output_dir)
         raise ModelFileError(
-            f"{', '.join(wrong['file'])}: differs from the PyTorch model by more than {TOLERANCE} "
-            "in probability and was removed; report it with your library versions."
+            f"{', '.join(wrong['file'])}: differs too much from the PyTorch model (over "
+            f"{TOLERANCE} in probability, for int8 {INT8_TOLERANCE} in Dice) and was removed; "
+            "report it with your library versions."
         )
     return table
 
 
-def _described(size: int, threshold: float) -> str:
-    return json.dumps(dict(size=size, threshold=threshold, normalisation="grey / 255"))
+COMPARE = """
+import sys
+import pandas as pd
+from unetlib.export import parity
+parity(sys.argv[1], pd.read_json(sys.stdin, dtype=dict(id=str, car=str))).to_json(sys.argv[2])
+"""
 
 
-@contextmanager
-def _legacy_allowed() -> Iterator[None]:
-    """Silence the one warning that TorchScript's functions give: that they are deprecated."""
-    with warnings.catch_warnings():
-        for category in (DeprecationWarning, FutureWarning):
-            warnings.filterwarnings("ignore", r"`torch\.jit", category)
-        yield
+def _parity_in_a_fresh_process(output_dir: Path, samples: pd.DataFrame) -> pd.DataFrame:
+    """``parity`` by a program that has nothing but the files."""
+    with tempfile.TemporaryDirectory() as folder:
+        answer = Path(folder) / "parity.json"
+        finished = subprocess.run(
+            [sys.executable, "-c", COMPARE, str(output_dir), str(answer)],
+            input=samples.to_json(),
+            stderr=subprocess.PIPE,
+            text=True,
+            env=dict(os.environ, PYTHONPATH=os.pathsep.join(filter(None, sys.path))),
+        )
+        if finished.returncode:
+            reason = finished.stderr.strip().splitlines()[-1]
+            raise ModelFileError(f"{output_dir}: the files cannot be checked: {reason}")
+        return pd.read_json(io.StringIO(answer.read_text()))
 
 
 def export_torchscript(model: UNet, path: str | Path, size: int, threshold: float = 0.5) -> None:
@@ -118,14 +140,35 @@ def export_torchscript(model: UNet, path: str | Path, size: int, threshold: floa
 
     PyTorch deprecated TorchScript in favour of ``torch.export``; many deployments still load it.
     """
-    with whole_file(path) as part, _legacy_allowed(), torch.no_grad():
+    with whole_file(path) as part, legacy_allowed(), torch.no_grad():
         traced = torch.jit.trace(model.eval(), torch.zeros(2, 1, size, size))
-        torch.jit.save(traced, part, _extra_files={METADATA_KEY: _described(size, threshold)})
+        torch.jit.save(traced, part, _extra_files={METADATA_KEY: describe(size, threshold)})
+
+
+def _any_size(model: UNet) -> dict:
+    """The dimensions that exported programs leave open: batch, height and width."""
+    height, width = (model.stride * Dim(name, min=1) for name in ("rows", "columns"))
+    return {"x": {0: Dim("batch"), 2: height, 3: width}}
+
+
+def export_program(model: UNet, path: str | Path, size: int, threshold: float = 0.5) -> None:
+    """Write a ``.pt2`` file with ``torch.export``: the graph and its weights, TorchScript's heir.
+
+    Any batch size, height and width (multiples of the model's stride).
+    """
+    example = (torch.zeros(2, 1, size, size),)
+    program = torch.export.export(model.eval(), example, dynamic_shapes=_any_size(model))
+    for node in program.graph.nodes:
+        node.meta.pop("stack_trace", None)  # it names this computer's folders
+    buffer = io.BytesIO()
+    torch.export.save(program, buffer, extra_files={METADATA_KEY: describe(size, threshold)})
+    with whole_file(path) as part:
+        part.write_bytes(buffer.getbuffer())
 
 
 def export_onnx(model: UNet, path: str | Path, size: int, threshold: float = 0.5) -> None:
-    """Write an ONNX file: one file, input ``input`` float32 ``(batch, 1, size, size)`` in [0, 1],
-    output ``logits`` of the same shape, any batch size, opset 20.
+    """Write an ONNX file: one file, input ``input`` float32 ``(batch, 1, H, W)`` in [0, 1], output
+    ``logits`` of the same shape, any batch size, H and W in multiples of the stride, opset 20.
     """
     with whole_file(path) as part:
         torch.onnx.export(
@@ -134,12 +177,12 @@ def export_onnx(model: UNet, path: str | Path, size: int, threshold: float = 0.5
             part,
             input_names=["input"],
             output_names=["logits"],
-            dynamic_shapes={"x": {0: "batch"}},
+            dynamic_shapes=_any_size(model),
             opset_version=OPSET,
             external_data=False,
             verbose=False,
         )
-        _describe_onnx(part, _described(size, threshold))
+        _describe_onnx(part, describe(size, threshold))
 
 
 def _describe_onnx(path: Path, description: str) -> None:
@@ -192,91 +235,6 @@ def quantize_int8(onnx_path: str | Path, path: str | Path, calibration: np.ndarr
             reduce_range=True,
         )
         _describe_onnx(part, description)
-
-
-def open_model(
-    path: str | Path, device=None, threads: int | None = None, precision: str = "fp32"
-) -> tuple[LogitsFunction, dict]:
-    """Open a model file of any format as a function from images to logits.
-
-    Args:
-        device: of the PyTorch formats; None picks the best. ONNX files run on the CPU.
-        threads: of ONNX Runtime; None: all cores. (PyTorch: ``torch.set_num_threads``.)
-        precision: ``fp32`` or ``bf16``, for ``.pth`` files only.
-
-    Returns:
-        The function, float32 arrays ``(N, 1, size, size)`` in and out, and what the file says of
-        itself: ``format``, ``size``, ``threshold``.
-
-    Raises:
-        ModelFileError: no such file, unreadable, or not written by unetlib.
-    """
-    path = Path(path)
-    if not path.is_file():
-        raise ModelFileError(
-            f"{path}: no such file; export a model first (python -m unetlib export)."
-        )
-    if path.suffix == ".onnx":
-        return _open_onnx(path, threads)
-    device = torch.device(device) if device is not None else pick_device()
-    if _is_torchscript(path):
-        model, info = _open_torchscript(path, device)
-    else:
-        model, info = load_model(path)
-        info["format"] = "pytorch"
-        model = model.to(device)
-    memory_format = torch.contiguous_format
-    if precision == "bf16":
-        memory_format = torch.channels_last
-        model = model.to(memory_format=memory_format)
-
-    @torch.inference_mode()
-    def logits(batch: np.ndarray) -> np.ndarray:
-        images = torch.from_numpy(batch).to(device, memory_format=memory_format)
-        with autocast(device, precision):
-            return model(images).float().cpu().numpy()
-
-    return logits, info
-
-
-def _is_torchscript(path: Path) -> bool:
-    """Both kinds of ``.pth`` are zip archives; only a TorchScript program has constants."""
-    if not zipfile.is_zipfile(path):
-        return False
-    with zipfile.ZipFile(path) as archive:
-        return any(name.endswith("/constants.pkl") for name in archive.namelist())
-
-
-def _open_torchscript(path: Path, device: torch.device) -> tuple[torch.nn.Module, dict]:
-    description = {METADATA_KEY: ""}
-    try:
-        with _legacy_allowed():
-            model = torch.jit.load(path, map_location=device, _extra_files=description)
-        return model, dict(json.loads(description[METADATA_KEY]), format="torchscript")
-    except (RuntimeError, ValueError):
-        raise ModelFileError(
-            f"{path}: damaged, or not written by unetlib; export it anew."
-        ) from None
-
-
-def _open_onnx(path: Path, threads: int | None) -> tuple[LogitsFunction, dict]:
-    options = onnxruntime.SessionOptions()
-    options.log_severity_level = 3  # errors only
-    # Idle threads that spin would take the cores from whatever runs next in this process.
-    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
-    if threads:
-        options.intra_op_num_threads = threads
-    try:
-        session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
-        info = json.loads(session.get_modelmeta().custom_metadata_map[METADATA_KEY])
-    except KeyError:
-        raise ModelFileError(f"{path}: ONNX, but not written by unetlib; export it anew.") from None
-    except Exception as error:  # ONNX Runtime's errors share no public base class
-        reason = type(error).__name__
-        raise ModelFileError(f"{path}: unreadable ONNX file ({reason}); export it anew.") from None
-    quantised = any(node.op_type == "QuantizeLinear" for node in onnx.load(path).graph.node)
-    info["format"] = "int8" if quantised else "onnx"
-    return lambda batch: session.run(["logits"], {"input": batch})[0], info
 
 
 def parity(models_dir: str | Path, samples: pd.DataFrame) -> pd.DataFrame:

@@ -18,7 +18,7 @@ from tqdm.auto import tqdm
 from unetlib.carvana import IMAGE_SUFFIXES, DataError, load_mask, rle_encode
 from unetlib.config import whole_file
 from unetlib.dataset import CarvanaDataset, load_image, to_tensor
-from unetlib.export import FILES, open_model
+from unetlib.formats import FILES, open_model
 from unetlib.metrics import dice
 from unetlib.model import pick_precision
 
@@ -30,16 +30,16 @@ class Predictor:
 
     Attributes:
         name: for tables, for example ``pytorch fp32``.
-        format: ``pytorch``, ``torchscript``, ``onnx`` or ``int8``.
+        format: ``pytorch``, ``torchscript``, ``exported``, ``onnx`` or ``int8``.
         size: image side in pixels that the model was trained at.
         threshold: of the probability above which a pixel counts as car.
         path: the file.
         logits: the bare model: float32 arrays ``(N, 1, size, size)`` in [0, 1] -> logits.
     """
 
-    def __init__(self, path: str | Path, device=None, threads=None, precision: str = "fp32"):
+    def __init__(self, path: str | Path, device=None, threads=None, precision="fp32", trust=False):
         self.path = Path(path)
-        self.logits, info = open_model(path, device, threads, precision)
+        self.logits, info = open_model(path, device, threads, precision, trust)
         self.format, self.size, self.threshold = info["format"], info["size"], info["threshold"]
         self.name = self.format if self.format == "int8" else f"{self.format} {precision}"
 
@@ -97,7 +97,11 @@ def _upright_size(image) -> tuple[int, int]:
 
 
 def load_predictor(
-    path: str | Path, device=None, threads: int | None = None, precision: str = "fp32"
+    path: str | Path,
+    device=None,
+    threads: int | None = None,
+    precision: str = "fp32",
+    trust: bool = False,
 ) -> Predictor:
     """Open a model file of any format that ``export_all`` writes, or a run's checkpoint.
 
@@ -105,11 +109,13 @@ def load_predictor(
         device: for the PyTorch formats; None picks the best. ONNX files run on the CPU.
         threads: of ONNX Runtime; None: all cores.
         precision: ``fp32`` or ``bf16``, for ``.pth`` files of weights only.
+        trust: open a TorchScript or ``.pt2`` file (programs, which can run any code) even if
+            ``manifest.json`` beside it does not name its SHA-256.
 
     Raises:
-        ModelFileError: no such file, unreadable, or not written by unetlib.
+        ModelFileError: no such file, unreadable, not written by unetlib, or not to be trusted.
     """
-    return Predictor(path, device, threads, precision)
+    return Predictor(path, device, threads, precision, trust)
 
 
 def image_files(paths: Iterable[str | Path]) -> list[Path]:

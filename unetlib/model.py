@@ -229,10 +229,10 @@ def load_model(path: str | Path) -> tuple[UNet, dict]:
             f"{path}: file version {content['version']}, this unetlib reads {FILE_VERSION}; "
             "export it anew."
         )
-    model = UNet(**content["architecture"])
     try:
+        model = UNet(**content["architecture"])
         model.load_state_dict(content.pop("state_dict"))
-    except RuntimeError:
+    except (RuntimeError, TypeError, ValueError, KeyError):
         raise ModelFileError(
             f"{path}: the weights do not fit the architecture named in the file; export it anew."
         ) from None

@@ -8,6 +8,7 @@ their number changes the speed and nothing else (but see ``learner`` on batch no
 
 import json
 import math
+import pickle
 import signal
 import threading
 import time
@@ -40,6 +41,7 @@ from unetlib.recipe import Recipe
 from unetlib.runs import (
     HISTORY,
     Run,
+    RunError,
     data_name,
     find_runs,
     load_run,
@@ -74,6 +76,7 @@ def fit(
     Raises:
         TrainingError: the loss is no longer a number or explodes, a batch does not fit in memory,
             or the run's files cannot be written. Finished epochs are kept.
+        RunError: the files of the run to go on from are damaged.
         DataError: an empty table or an unreadable file.
     """
     for name, table in (("train", train), ("val", val)):
@@ -300,11 +303,17 @@ def _write_run(run: Run, learner: Learner, first: bool, best: dict | None = None
 
 def _load_state(folder: Path) -> dict:
     """What ``last.pth`` holds, the best model so far, and whose they are."""
-    state, best = (
-        torch.load(folder / name, map_location="cpu", weights_only=True)
-        for name in ("last.pth", "best.pth")
-    )
-    return state | dict(best=best, folder=folder.name)
+    try:
+        state, best = (
+            torch.load(folder / name, map_location="cpu", weights_only=True)
+            for name in ("last.pth", "best.pth")
+        )
+        return state | dict(best=best, folder=folder.name)
+    except (pickle.UnpicklingError, RuntimeError, EOFError, OSError, KeyError, TypeError):
+        raise RunError(
+            f"{folder}: last.pth or best.pth is missing or damaged; train anew with "
+            "fit(..., retrain=True)."
+        ) from None
 
 
 @contextmanager

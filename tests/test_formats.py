@@ -1,0 +1,142 @@
+"""Files that should not be opened, or not without a warning: damaged, foreign, malicious."""
+
+import json
+import os
+import pickle
+import shutil
+import zipfile
+
+import numpy as np
+import onnx
+import pytest
+import torch
+
+from unetlib.formats import FILES, MANIFEST, open_model
+from unetlib.model import ModelFileError, UNet, save_model
+
+PROGRAMS = [FILES["torchscript"], FILES["exported"]]
+
+
+@pytest.mark.parametrize("file", FILES.values())
+@pytest.mark.parametrize("content", ["missing", "empty", "text", "half"])
+def test_a_damaged_file_is_one_clear_error(exported, tmp_path, file, content):
+    path = tmp_path / file
+    whole = (exported[0] / file).read_bytes()
+    given = {"empty": b"", "text": b"not a model", "half": whole[: len(whole) // 2]}
+    if content != "missing":
+        path.write_bytes(given[content])
+    shutil.copy(exported[0] / MANIFEST, tmp_path)
+    with pytest.raises(ModelFileError) as caught:
+        open_model(path, trust=True)
+    assert str(path) in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_somebody_elses_onnx_file_is_named_as_such(exported, tmp_path):
+    model = onnx.load(exported[0] / FILES["onnx"])
+    del model.metadata_props[:]
+    onnx.save(model, tmp_path / "other.onnx")
+    with pytest.raises(ModelFileError, match=r"other\.onnx: ONNX, but not written by unetlib"):
+        open_model(tmp_path / "other.onnx")
+
+
+@pytest.mark.filterwarnings("ignore:`torch.jit:FutureWarning")
+def test_somebody_elses_torchscript_file_is_named_as_such(tmp_path):
+    torch.jit.save(torch.jit.trace(torch.nn.ReLU(), torch.zeros(1)), tmp_path / "other.pth")
+    with pytest.raises(ModelFileError, match=r"other\.pth: damaged, or not written by unetlib"):
+        open_model(tmp_path / "other.pth", trust=True)
+
+
+def test_a_model_of_another_architecture_is_named(tmp_path):
+    save_model(tmp_path / "model.pth", UNet(widths=(2, 4)), 16)
+    content = torch.load(tmp_path / "model.pth", weights_only=True)
+    for architecture in ({"layers": 3}, content["architecture"] | {"widths": (4, 8)}, None):
+        torch.save(content | {"architecture": architecture}, tmp_path / "model.pth")
+        with pytest.raises(ModelFileError, match=r"model\.pth: .*architecture"):
+            open_model(tmp_path / "model.pth")
+
+
+# --------------------------------------------------------------------------------------- programs
+
+
+@pytest.mark.parametrize("file", PROGRAMS)
+def test_a_program_opens_only_beside_its_manifest(exported, tmp_path, file):
+    shutil.copy(exported[0] / file, tmp_path)
+    with pytest.raises(ModelFileError, match=r"refused, a program.*trust=True"):
+        open_model(tmp_path / file)
+    assert open_model(tmp_path / file, trust=True)[1]["size"] == 32
+    shutil.copy(exported[0] / MANIFEST, tmp_path)
+    assert open_model(tmp_path / file)[1]["size"] == 32
+
+
+@pytest.mark.parametrize("file", PROGRAMS)
+def test_a_program_that_was_exchanged_is_refused(exported, tmp_path, file):
+    for name in (file, MANIFEST):
+        shutil.copy(exported[0] / name, tmp_path)
+    with zipfile.ZipFile(tmp_path / file, "a") as archive:
+        archive.writestr("added.txt", "one byte is enough")
+    with pytest.raises(ModelFileError, match="refused, a program"):
+        open_model(tmp_path / file)
+
+
+@pytest.mark.parametrize("content", ["", "[]", "{", '{"unet_model_torchjit.pth": 3}'])
+def test_a_broken_manifest_vouches_for_nothing(exported, tmp_path, content):
+    shutil.copy(exported[0] / FILES["torchscript"], tmp_path)
+    (tmp_path / MANIFEST).write_text(content)
+    with pytest.raises(ModelFileError, match="refused, a program"):
+        open_model(tmp_path / FILES["torchscript"])
+
+
+@pytest.mark.parametrize("name", ["pytorch", "onnx", "int8"])
+def test_weights_and_graphs_need_nobody_to_vouch(exported, tmp_path, name):
+    shutil.copy(exported[0] / FILES[name], tmp_path)
+    assert open_model(tmp_path / FILES[name])[1]["size"] == 32
+
+
+# -------------------------------------------------------------------------------------- malicious
+
+
+class Payload:
+    """What an attacker would put into a file; here it only makes an empty folder."""
+
+    def __init__(self, folder):
+        self.folder = folder
+
+    def __reduce__(self):
+        return os.mkdir, (str(self.folder),)
+
+
+@pytest.mark.parametrize("file", [FILES["pytorch"], *PROGRAMS])
+@pytest.mark.parametrize("write", [torch.save, pickle.dump], ids=["torch.save", "pickle"])
+def test_a_malicious_pickle_is_refused_and_not_executed(tmp_path, file, write):
+    executed = tmp_path / "executed"
+    with open(tmp_path / file, "wb") as target:
+        write(Payload(executed), target)
+    with pytest.raises(ModelFileError, match="refused"):
+        open_model(tmp_path / file)
+    assert not executed.exists()
+
+
+@pytest.mark.parametrize("location", ["../secret.bin", "/etc/passwd", "weights.bin"])
+def test_an_onnx_file_that_reaches_for_other_files_is_refused(exported, tmp_path, location):
+    model = onnx.load(exported[0] / FILES["onnx"])
+    tensor = model.graph.initializer[0]
+    tensor.ClearField("raw_data")
+    tensor.data_location = onnx.TensorProto.EXTERNAL
+    tensor.external_data.add(key="location", value=location)
+    path = tmp_path / "folder" / "model.onnx"
+    path.parent.mkdir()
+    path.write_bytes(model.SerializeToString())
+    size = 4 * int(np.prod(tensor.dims))
+    for weights in (tmp_path / "secret.bin", path.parent / "weights.bin"):
+        weights.write_bytes(bytes(size))
+    with pytest.raises(ModelFileError, match="refused, it takes weights from other files"):
+        open_model(path)
+
+
+def test_the_manifest_names_every_file_with_its_size(exported):
+    manifest = json.loads((exported[0] / MANIFEST).read_text())
+    assert set(manifest) == set(FILES.values())
+    for name, entry in manifest.items():
+        assert entry["bytes"] == (exported[0] / name).stat().st_size
+        assert len(entry["sha256"]) == 64
