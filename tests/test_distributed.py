@@ -17,6 +17,10 @@ from unetlib.recipe import Recipe
 from unetlib.runs import load_run
 from unetlib.training import fit
 
+pytestmark = pytest.mark.skipif(
+    torch.cuda.is_available(), reason="two processes on one GPU exclude each other"
+)
+
 # 16 training images in batches of 5: in the last batch of an epoch one process has no share.
 DEFAULT = Recipe(
     widths=(4, 8),

@@ -134,6 +134,26 @@ def test_an_onnx_file_that_reaches_for_other_files_is_refused(exported, tmp_path
         open_model(path)
 
 
+@pytest.mark.parametrize("place", ["function", "branch", "sparse"])
+def test_other_files_are_found_wherever_the_graph_hides_them(exported, tmp_path, place):
+    tensor = onnx.TensorProto(dims=[1], data_type=1, name="far")
+    tensor.data_location = onnx.TensorProto.EXTERNAL
+    tensor.external_data.add(key="location", value="/etc/passwd")
+    model = onnx.load(exported[0] / FILES["onnx"])
+    if place == "function":
+        constant = onnx.helper.make_node("Constant", [], ["y"])
+        constant.attribute.add(name="value", type=onnx.AttributeProto.TENSOR).t.CopyFrom(tensor)
+        model.functions.add(name="f", domain="d", output=["y"]).node.append(constant)
+    elif place == "branch":
+        branch = model.graph.node[0].attribute.add(name="then", type=onnx.AttributeProto.GRAPH)
+        branch.g.initializer.append(tensor)
+    else:
+        model.graph.sparse_initializer.add().values.CopyFrom(tensor)
+    (tmp_path / "model.onnx").write_bytes(model.SerializeToString())
+    with pytest.raises(ModelFileError, match="refused, it takes weights from other files"):
+        open_model(tmp_path / "model.onnx")
+
+
 def test_the_manifest_names_every_file_with_its_size(exported):
     manifest = json.loads((exported[0] / MANIFEST).read_text())
     assert set(manifest) == set(FILES.values())

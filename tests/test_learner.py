@@ -1,4 +1,5 @@
 import ctypes
+import shutil
 import sys
 from dataclasses import replace
 
@@ -60,6 +61,19 @@ def test_bf16_takes_channels_last_and_keeps_weights_and_loss_in_fp32():
     weight = learner.model.encoders[0].layers[3].weight
     assert weight.is_contiguous(memory_format=torch.channels_last)
     assert np.isfinite(learner.step(*batch()))
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile needs a C++ compiler")
+def test_a_compiled_model_learns_the_same():
+    images, masks = batch()
+    plain, compiled = (
+        Learner.begin(replace(RECIPE, compile=each), RECIPE.lr, 1, start_accelerator())
+        for each in (False, True)
+    )
+    for _ in range(3):
+        assert compiled.step(images, masks) == pytest.approx(plain.step(images, masks), abs=1e-4)
+    assert list(compiled.model.state_dict()) == list(plain.model.state_dict())
 
 
 # ------------------------------------------------------------------------------------ batch size

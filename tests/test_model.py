@@ -1,5 +1,7 @@
 import os
 import pickle
+import platform
+from pathlib import Path
 
 import pytest
 import torch
@@ -313,12 +315,23 @@ def test_the_device_picked_is_one_that_computes():
 
 
 @pytest.mark.skipif(
-    bool(torch.cpu.get_capabilities().get("avx512_bf16"))
-    or bool(torch.cpu.get_capabilities().get("amx_bf16")),
-    reason="this processor computes bf16 natively",
+    platform.machine() != "x86_64" or not Path("/proc/cpuinfo").exists(),
+    reason="asks Linux on x86 what the processor has",
 )
-def test_a_processor_that_would_emulate_bf16_computes_in_fp32():
-    assert pick_precision(torch.device("cpu")) == "fp32"
+def test_bf16_is_picked_where_the_processor_computes_it_and_nowhere_else():
+    flags = set(Path("/proc/cpuinfo").read_text().split())
+    native = flags & {"avx512_bf16", "amx_bf16"}
+    assert pick_precision(torch.device("cpu")) == ("bf16" if native else "fp32")
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+def test_bf16_is_picked_from_ampere_on():
+    generation = torch.cuda.get_device_capability()[0]
+    assert pick_precision(torch.device("cuda")) == ("bf16" if generation >= 8 else "fp32")
+
+
+def test_mps_computes_in_fp32():
+    assert pick_precision(torch.device("mps")) == "fp32"
 
 
 @pytest.mark.parametrize(

@@ -1,6 +1,8 @@
 import dataclasses
+import json
 from dataclasses import replace
 
+import numpy as np
 import pytest
 
 from unetlib.config import PROFILES
@@ -31,15 +33,20 @@ def test_the_default_is_the_baseline_recipe():
         ({"augment": "wild"}, "augment='wild' is unknown"),
         ({"up_kernel": 4}, "up_kernel=4 is unknown"),
         ({"precision": "fp16"}, "precision='fp16' is unknown"),
-        ({"lr": 0}, "lr=0 must be above 0"),
+        ({"lr": 0}, "lr=0.0 must be above 0"),
         ({"lr": float("nan")}, "lr=nan must be above 0"),
         ({"epochs": 0}, "epochs=0 must be above 0"),
         ({"batch_size": -1}, "batch_size=-1 must be above 0"),
         ({"size": 126}, "size=126 must be a multiple of 4"),
         ({"size": 0}, "size=0 must be a multiple of 4"),
         ({"size": 20, "widths": (4, 8, 16, 32)}, "size=20 must be a multiple of 8"),
-        ({"batch_size": "huge"}, "batch_size='huge': give a number or 'auto'"),
-        ({"batch_size": 1.5}, "batch_size=1.5: give a number or 'auto'"),
+        ({"batch_size": "huge"}, "batch_size='huge': give a whole number or 'auto'"),
+        ({"batch_size": 1.5}, "batch_size=1.5: give a whole number or 'auto'"),
+        ({"epochs": 2.5}, "epochs=2.5: give a whole number"),
+        ({"epochs": "3"}, "epochs='3': give a whole number"),
+        ({"widths": ()}, "widths=.* must name one or more"),
+        ({"widths": (0, 4)}, "widths=.* must name one or more"),
+        ({"size": 6, "widths": (4, 8)}, "size=6 must be a multiple of 4"),
         ({"half_size_epochs": 11}, "half_size_epochs=11 must be between 0 and epochs=10"),
         ({"half_size_epochs": -1}, "half_size_epochs=-1 must be between 0 and epochs=10"),
         ({"half_size_epochs": 1, "size": 124}, "half of size=124 must be a multiple of 4"),
@@ -78,3 +85,16 @@ def test_the_ci_profile_shortens_the_fast_recipe_and_leaves_its_rate():
     scaled = PROFILES["ci"].scale(Recipe.fast())
     assert scaled.lr == Recipe.fast().lr
     assert 0 < scaled.half_size_epochs < scaled.epochs
+
+
+def test_numbers_of_numpy_become_plain_ones():
+    recipe = Recipe(
+        epochs=np.int64(3),
+        batch_size=np.int64(8),
+        widths=np.array([4, 8]),
+        lr=np.float64(1e-4),
+        skips=np.bool_(True),
+    )
+    assert type(recipe.lr) is float and recipe.skips is True
+    assert json.dumps(dataclasses.asdict(recipe))
+    assert recipe == Recipe(epochs=3, batch_size=8, widths=(4, 8))

@@ -104,6 +104,8 @@ def test_a_folder_without_a_finished_epoch_is_no_run(two_runs):
         ("recipe.json", "{"),
         ("recipe.json", '{"colour": "red"}'),
         ("run.json", "[1"),
+        ("run.json", "{}"),
+        ("run.json", '{"data": "", "profile": "", "train_images": 1, "versions": {}}'),
     ],
 )
 def test_a_run_that_cannot_be_read_is_named(two_runs, name, content):
@@ -111,6 +113,16 @@ def test_a_run_that_cannot_be_read_is_named(two_runs, name, content):
     (folder / name).write_text(content)
     with pytest.raises(RunError, match=f"{folder.name}: not a readable run"):
         load_run(folder)
+
+
+def test_a_damaged_run_is_named_and_does_not_stand_in_the_way_of_others(two_runs, tables):
+    (two_runs[0].folder / "recipe.json").write_text("{")
+    with pytest.warns(UserWarning, match=f"{two_runs[0].folder.name}: not a readable run"):
+        assert list(compare_runs().index) == [two_runs[1].folder.name]
+    with pytest.warns(UserWarning, match="not a readable run"):
+        assert fit(replace(RECIPE, lr=3e-3), *tables).finished
+    with pytest.warns(UserWarning, match="not a readable run"):
+        assert two_runs[0].folder.name in clean_runs(keep=5)
 
 
 # ------------------------------------------------------------------------------ several together

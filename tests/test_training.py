@@ -1,8 +1,8 @@
 import dataclasses
+import io
 import multiprocessing
 import os
 import random
-import resource
 import shutil
 import signal
 import subprocess
@@ -18,11 +18,14 @@ import torch
 from unetlib import config
 from unetlib.carvana import DataError
 from unetlib.dataset import CarvanaDataset
+from unetlib.learner import Learner, start_accelerator
 from unetlib.metrics import evaluate
 from unetlib.model import load_model
 from unetlib.recipe import Recipe
 from unetlib.runs import RunError, find_runs, load_run, run_lock
 from unetlib.training import TrainingError, fit
+
+resource = pytest.importorskip("resource", reason="real limits and kills need Unix")
 
 # Everything that has a state of its own takes part: optimizer, schedule, augmentation, seeds.
 RECIPE = Recipe(
@@ -365,11 +368,18 @@ def test_a_longer_recipe_goes_on_from_the_shorter_run(tables, capsys):
     assert same_weights(stopped.model("last"), direct.model("last"))
 
 
+def pretend_the_first_epoch_was_best(run):
+    state = torch.load(run.folder / "last.pth", weights_only=True)
+    state["history"][0]["val_dice"] = 0.999  # no later epoch will be better
+    torch.save(state, run.folder / "last.pth")
+    best = torch.load(run.checkpoint, weights_only=True)
+    best["info"]["epoch"] = 1
+    torch.save(best, run.checkpoint)
+
+
 def test_the_best_model_of_the_shorter_run_counts(tables):
     short = fit(replace(CONSTANT, epochs=2), *tables)
-    state = torch.load(short.folder / "last.pth", weights_only=True)
-    state["history"][0]["val_dice"] = 0.999  # no later epoch will be better
-    torch.save(state, short.folder / "last.pth")
+    pretend_the_first_epoch_was_best(short)
     longer = fit(replace(CONSTANT, epochs=4), *tables)
     assert longer.best_epoch == 1
     assert same_weights(longer.model("best"), short.model("best"))
@@ -381,6 +391,11 @@ def test_a_one_cycle_run_cannot_be_made_longer_and_says_so(tables, capsys):
     assert "cannot go on from" in (shown := capsys.readouterr().out)
     assert "planned for 2 epochs; training from the start" in shown
     assert longer.finished
+
+
+def test_a_run_stopped_in_its_half_size_epochs_does_not_disturb_shorter_recipes(tables):
+    fit(replace(RECIPE, epochs=6, half_size_epochs=5), *tables, on_epoch=stop)
+    assert fit(replace(RECIPE, epochs=2), *tables).finished
 
 
 @pytest.mark.parametrize("change", [{"lr": 9e-3}, {"seed": 1}, {"half_size_epochs": 1}])
@@ -410,8 +425,6 @@ def test_progressive_resizing_trains_on_small_images_first(tables):
     def note(learner, images, masks, weight=1.0):
         sizes.append(images.shape[-1])
         return step(learner, images, masks, weight)
-
-    from unetlib.learner import Learner
 
     step = Learner.step
     with pytest.MonkeyPatch.context() as patch:
@@ -520,16 +533,72 @@ def test_a_lock_left_by_a_killed_process_does_not_block(tables, processes):
         pass
 
 
+def stop_after_two(run):
+    if len(run.history) == 2:
+        raise KeyboardInterrupt
+
+
 @pytest.mark.parametrize("name", ["last.pth", "best.pth"])
-@pytest.mark.parametrize("damage", ["cut off", "missing"])
+@pytest.mark.parametrize("damage", ["cut off", "missing", "of another epoch"])
 def test_a_damaged_checkpoint_is_named_and_training_anew_is_the_remedy(tables, name, damage):
-    run = fit(RECIPE, *tables, on_epoch=stop)
-    path = run.folder / name
-    if damage == "missing":
-        path.unlink()
+    run = fit(RECIPE, *tables, on_epoch=stop_after_two)
+    if damage != "of another epoch":
+        pretend_the_first_epoch_was_best(run)
+        path = run.folder / name
+        whole = path.read_bytes()
+        path.unlink() if damage == "missing" else path.write_bytes(whole[:5000])
     else:
-        path.write_bytes(path.read_bytes()[:5000])
+        best = torch.load(run.checkpoint, weights_only=True)
+        pretend_the_first_epoch_was_best(run)
+        best["info"]["epoch"] = 7
+        torch.save(best, run.checkpoint)
     if (damage, name) != ("missing", "last.pth"):  # without it there is nothing to go on from
         with pytest.raises(RunError, match="damaged; train anew with fit"):
             fit(RECIPE, *tables)
     assert fit(RECIPE, *tables, retrain=True).finished
+
+
+def test_a_best_model_that_was_not_written_any_more_is_made_up_for(tables, uninterrupted):
+    """Killed between last.pth and best.pth of an epoch that was the best so far."""
+    run = fit(RECIPE, *tables, on_epoch=stop)
+    best = run.model()
+    run.checkpoint.unlink()
+    (run.folder / "history.csv").unlink()
+    again = fit(RECIPE, *tables)
+    assert same_weights(again.model("best"), uninterrupted.model("best"))
+    assert again.best_epoch > 1 or same_weights(again.model("best"), best)
+
+
+def test_a_full_disk_does_not_cost_the_run_that_was_to_be_trained_anew(tables):
+    run = fit(replace(RECIPE, epochs=2), *tables)
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    ignored = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    try:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (30_000, before[1]))
+        with pytest.raises(TrainingError, match="cannot be written"):
+            fit(replace(RECIPE, epochs=2), *tables, retrain=True)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+        signal.signal(signal.SIGXFSZ, ignored)
+    assert load_run(run.folder).finished
+    assert same_weights(load_run(run.folder).model("last"), run.model("last"))
+
+
+@pytest.mark.parametrize("then", ["bf16", "fp32"])
+def test_a_run_goes_on_in_another_number_format_and_memory_order(tables, then):
+    """As on another machine: with optimizer averages in the order of their weights."""
+    first = {"bf16": "fp32", "fp32": "bf16"}[then]
+    accelerator = start_accelerator()
+    begun = Learner.begin(replace(RECIPE, precision=first), 1e-2, 4, accelerator)
+    images, masks = torch.rand(4, 1, 32, 32), torch.ones(4, 1, 32, 32)
+    begun.step(images, masks)
+    resumed = Learner.begin(replace(RECIPE, precision=then), 1e-2, 4, accelerator)
+    state = io.BytesIO()
+    torch.save(begun.state_dict(), state)
+    state.seek(0)
+    resumed.load_state_dict(torch.load(state, weights_only=True))
+    for old, new in zip(begun.model.parameters(), resumed.model.parameters(), strict=True):
+        for name in ("exp_avg", "exp_avg_sq"):
+            average = resumed.optimizer.state[new][name]
+            assert torch.equal(average, begun.optimizer.state[old][name])
+            assert average.stride() == new.stride()

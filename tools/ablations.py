@@ -23,11 +23,12 @@ CSV = config.REPOSITORY / "notebooks" / "ablations.csv"
 SEEDS = (0, 1, 2)
 # A quarter of the channels and half of the side, so that a run takes about half a minute.
 BASELINE = Recipe(widths=(16, 32, 64), size=64, precision="fp32")
-# All further rows change this one in a single respect.
+# All rows after it change this one in a single respect.
 REFERENCE = replace(BASELINE, schedule="one_cycle", lr=3e-3)
 RECIPES = {
     "baseline recipe": BASELINE,
     "reference: one-cycle, lr 3e-3": REFERENCE,
+    "constant, lr 3e-3": replace(REFERENCE, schedule="constant"),
     "no skip connections": replace(REFERENCE, skips=False),
     "no batch norm": replace(REFERENCE, batch_norm=False),
     "AdamW": replace(REFERENCE, optimizer="adamw"),

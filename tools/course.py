@@ -152,6 +152,7 @@ def execute(path: Path, bar: tqdm) -> tuple[NotebookNode, str | None]:
         timeout=None,
         kernel_name=KERNEL["name"],
         record_timing=False,
+        extra_arguments=["--log-level=40"],  # errors only: the kernel warns about its transport
         resources={"metadata": {"path": str(path.parent)}},
         on_cell_executed=lambda **_: bar.update(),
     )

@@ -37,7 +37,7 @@ from unetlib.inference import (
 from unetlib.learner import start_accelerator
 from unetlib.model import ModelFileError, load_model, save_model
 from unetlib.recipe import Recipe
-from unetlib.runs import RunError
+from unetlib.runs import RunError, find_runs
 from unetlib.training import TrainingError, fit
 
 DESCRIPTION = "Train, export, compare and use a small U-Net on the Carvana Image Masking Challenge."
@@ -211,12 +211,12 @@ def _split(data: Path | None):
 
 
 def _newest_checkpoint() -> Path:
-    found = sorted(config.runs_dir().glob("*/best.pth"), key=lambda path: path.stat().st_mtime)
-    if not found:
+    runs = find_runs()
+    if not runs:
         raise ModelFileError(
             f"{config.runs_dir()}: no trained run; run python -m unetlib train first."
         )
-    return found[-1]
+    return runs[-1].checkpoint
 
 
 def _show(result: dict) -> None:
@@ -250,12 +250,14 @@ def main(arguments: list[str] | None = None) -> int:
     )
     try:
         result = command()
+    except KeyboardInterrupt:
+        print("stopped", file=sys.stderr)
+        return 130
     except (DataError, ModelFileError, RunError, TrainingError, OSError, ValueError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
-    finally:
-        if PartialState._shared_state:
-            PartialState().destroy_process_group()
+    if PartialState._shared_state:  # not after an error: the other processes would be waited for
+        PartialState().destroy_process_group()
     if result is None:
         return 0
     if command.json:

@@ -8,6 +8,9 @@ Three environment variables steer everything:
 """
 
 import os
+import sys
+import time
+import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -90,12 +93,19 @@ def whole_file(path: str | Path) -> Iterator[Path]:
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(f"{path.stem}.{os.getpid()}.part{path.suffix}")
+    part = path.with_name(f"{path.stem}.{uuid.uuid4().hex[:12]}.part{path.suffix}")
     try:
         yield part
         with open(part, "rb+") as file:
             os.fsync(file.fileno())
-        os.replace(part, path)
+        for wait in (0.1, 0.5, 2, None) if sys.platform == "win32" else (None,):
+            try:
+                os.replace(part, path)
+                break
+            except PermissionError:  # Windows, while another program reads the old file
+                if wait is None:
+                    raise
+                time.sleep(wait)
     finally:
         part.unlink(missing_ok=True)
 

@@ -235,6 +235,7 @@ class CarvanaDataset(Dataset):
         rows, part = slice(process, None, processes), copy.copy(self)
         part.samples = self.samples[rows].reset_index(drop=True)
         part.images, part.coverage = self.images[rows], self.coverage[rows]
+        part.draws = None if self.draws is None else self.draws[rows]
         return part
 
 

@@ -95,8 +95,8 @@ def export_all(
     write_manifest(output_dir)
     table = _parity_in_a_fresh_process(output_dir, val)
     wrong = table[
-        ((table["format"] != "int8") & (table["max_abs_diff"] > TOLERANCE))
-        | (table["dice_difference"] < -INT8_TOLERANCE)
+        ((table["format"] != "int8") & ~(table["max_abs_diff"] <= TOLERANCE))
+        | ~(table["dice_difference"] >= -INT8_TOLERANCE)
     ]
     for name in wrong["format"]:
         paths[name].unlink()
@@ -130,7 +130,7 @@ def _parity_in_a_fresh_process(output_dir: Path, samples: pd.DataFrame) -> pd.Da
             env=dict(os.environ, PYTHONPATH=os.pathsep.join(filter(None, sys.path))),
         )
         if finished.returncode:
-            reason = finished.stderr.strip().splitlines()[-1]
+            reason = finished.stderr.strip().rpartition("\n")[2] or f"exit {finished.returncode}"
             raise ModelFileError(f"{output_dir}: the files cannot be checked: {reason}")
         return pd.read_json(io.StringIO(answer.read_text()))
 

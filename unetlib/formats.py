@@ -165,15 +165,14 @@ def _damaged(path: Path) -> ModelFileError:
     return ModelFileError(f"{path}: damaged, or not written by unetlib; export it anew.")
 
 
-def _tensors(graph: onnx.GraphProto) -> Iterator[onnx.TensorProto]:
-    """Every stored tensor of a graph, those inside of its nodes included."""
-    yield from graph.initializer
-    for node in graph.node:
-        for attribute in node.attribute:
-            yield from (attribute.t, *attribute.tensors)
-            for inner in (attribute.g, *attribute.graphs):
-                if inner.node:
-                    yield from _tensors(inner)
+def _tensors(message) -> Iterator[onnx.TensorProto]:
+    """Every tensor stored anywhere in a protobuf message: in graphs, nodes, functions."""
+    if isinstance(message, onnx.TensorProto):
+        yield message
+    for field, value in message.ListFields():
+        if field.message_type is not None:
+            for inner in [value] if hasattr(value, "ListFields") else value:
+                yield from _tensors(inner)
 
 
 def _open_onnx(path: Path, threads: int | None) -> tuple[LogitsFunction, dict]:
@@ -184,9 +183,9 @@ def _open_onnx(path: Path, threads: int | None) -> tuple[LogitsFunction, dict]:
     if threads:
         options.intra_op_num_threads = threads
     try:
-        graph = onnx.load(path, load_external_data=False).graph
+        content = onnx.load(path, load_external_data=False)
         # Such a path could name any file of this computer; ours keep everything inside.
-        if any(uses_external_data(tensor) for tensor in _tensors(graph)):
+        if any(uses_external_data(tensor) for tensor in _tensors(content)):
             raise ModelFileError(
                 f"{path}: refused, it takes weights from other files; export it anew as one file."
             )
@@ -199,6 +198,6 @@ def _open_onnx(path: Path, threads: int | None) -> tuple[LogitsFunction, dict]:
     except Exception as error:  # ONNX Runtime's errors share no public base class
         reason = type(error).__name__
         raise ModelFileError(f"{path}: unreadable ONNX file ({reason}); export it anew.") from None
-    quantised = any(node.op_type == "QuantizeLinear" for node in graph.node)
+    quantised = any(node.op_type == "QuantizeLinear" for node in content.graph.node)
     info["format"] = "int8" if quantised else "onnx"
     return lambda batch: session.run(["logits"], {"input": batch})[0], info

@@ -6,16 +6,18 @@ between steps), and the learning-rate range test, which needs steps but no run.
 
 import ctypes
 import math
+import os
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from datetime import timedelta
 
 import numpy as np
 import pandas as pd
 import torch
 from accelerate import Accelerator
-from accelerate.utils import find_executable_batch_size, gather_object
+from accelerate.utils import InitProcessGroupKwargs, find_executable_batch_size, gather_object
 from torch import nn
 from tqdm.auto import tqdm
 
@@ -33,12 +35,21 @@ class TrainingError(RuntimeError):
     """Training cannot go on: one sentence that names the remedy."""
 
 
+class ExplodedError(TrainingError):
+    """The loss is no number, or too large to be true."""
+
+
 def start_accelerator() -> Accelerator:
     """The devices and processes there are, CUDA before MPS before CPU.
 
-    Precision is the recipe's affair, so Accelerate's own is switched off.
+    Precision is the recipe's affair, so Accelerate's own is switched off. Several processes use
+    CUDA or the CPU; they wait for each other up to an hour (decoding a large set takes its time).
     """
-    return Accelerator(cpu=pick_device().type == "cpu", mixed_precision="no")
+    device, handlers = pick_device().type, []
+    on_cpu = device == "cpu"
+    if int(os.environ.get("WORLD_SIZE", 1)) > 1:
+        on_cpu, handlers = device != "cuda", [InitProcessGroupKwargs(timeout=timedelta(hours=1))]
+    return Accelerator(cpu=on_cpu, mixed_precision="no", kwargs_handlers=handlers)
 
 
 @contextmanager
@@ -46,21 +57,23 @@ def memory_kept(device: torch.device) -> Iterator[None]:
     """On a CPU with glibc (Linux): keep freed memory for the next layer instead of returning it.
 
     By default every large tensor is fetched from the system and handed back, and the system clears
-    its pages each time: up to 40 % of a training step. Undone, and the memory returned, at the end.
+    its pages each time: up to 40 % of a training step. At the end the memory is returned, and only
+    tensors of over 32 MB go back to the system at once.
     """
     libc = ctypes.CDLL(None) if device.type == "cpu" and sys.platform == "linux" else None
     mallopt = getattr(libc, "mallopt", None)
     if mallopt is None:
         yield
         return
-    trim_threshold, mmap_max = -1, -4  # names of the two settings in glibc's malloc.h
+    trim_threshold, mmap_threshold, mmap_max = -1, -3, -4  # names of settings in glibc's malloc.h
     mallopt(mmap_max, 0)
     mallopt(trim_threshold, -1)
     try:
         yield
     finally:
         mallopt(mmap_max, 65536)
-        mallopt(trim_threshold, 128 * 1024)
+        mallopt(mmap_threshold, 32 << 20)
+        mallopt(trim_threshold, 64 << 20)
         libc.malloc_trim(0)
 
 
@@ -77,12 +90,15 @@ class Learner:
     accelerator: Accelerator
 
     @classmethod
-    def begin(cls, recipe: Recipe, lr: float, steps: int, accelerator: Accelerator) -> "Learner":
+    def begin(
+        cls, recipe: Recipe, lr: float, steps: int, accelerator: Accelerator, alone: bool = False
+    ) -> "Learner":
         """An untrained model and all that belongs to it.
 
         Args:
             lr: learning rate, or the schedule's peak.
             steps: in an epoch.
+            alone: even among several processes, compute without the others.
         """
         device = accelerator.device
         precision = pick_precision(device) if recipe.precision == "auto" else recipe.precision
@@ -90,7 +106,7 @@ class Learner:
         swift = precision == "bf16" or device.type == "cuda"
         order = torch.channels_last if swift else torch.contiguous_format
         model = UNet(**recipe.network).to(device, memory_format=order)
-        wrapped = _wrap(model, accelerator)
+        wrapped = model if alone else _wrap(model, accelerator)
         if recipe.compile:
             wrapped.compile()
         optimizer = OPTIMIZERS[recipe.optimizer](model.parameters(), lr=lr, fused=True)
@@ -115,7 +131,9 @@ class Learner:
             loss = self.compute(images, masks, weight)
         except (RuntimeError, MemoryError) as error:
             out_of_memory = isinstance(error, (MemoryError, torch.OutOfMemoryError))
-            if not out_of_memory and "can't allocate memory" not in str(error):
+            # The words of Linux and macOS, of Windows, of MPS.
+            says_so = ("can't allocate memory", "not enough memory", "out of memory")
+            if not out_of_memory and not any(words in str(error) for words in says_so):
                 raise
             side, where = images.shape[-1], self.accelerator.device.type.upper()
             raise TrainingError(
@@ -123,9 +141,10 @@ class Learner:
                 f"the {where}: lower batch_size, size or widths; finished epochs are kept."
             ) from None
         if not loss < EXPLODED:  # also true of nan
-            raise TrainingError(
-                f"The loss became {loss:.3g}: lower the learning rate (lr={self.recipe.lr:g}) and "
-                "check the images; finished epochs are kept."
+            rate = self.optimizer.param_groups[0]["lr"]
+            raise ExplodedError(
+                f"The loss became {loss:.3g}: lower the learning rate (now {rate:.2g}) and check "
+                "the images; finished epochs are kept."
             )
         if self.scheduler is not None:
             self.scheduler.step()
@@ -153,6 +172,10 @@ class Learner:
     def load_state_dict(self, state: dict) -> None:
         self.model.load_state_dict(state["model"])
         self.optimizer.load_state_dict(state["optimizer"])
+        # A run may go on on a machine with another memory order; fused optimizers need one order.
+        for parameter, averages in self.optimizer.state.items():
+            for name in ("exp_avg", "exp_avg_sq"):
+                averages[name] = torch.empty_like(parameter).copy_(averages[name])
         if self.scheduler is not None:
             self.scheduler.load_state_dict(state["scheduler"])
 
@@ -162,13 +185,16 @@ def _wrap(model: UNet, accelerator: Accelerator) -> nn.Module:
 
     Batch normalisation takes its statistics from a process's own share of the batch, except on
     CUDA, where the processes exchange them. So on CPUs two processes do not compute exactly what
-    one does; without batch normalisation they do.
+    one does; without batch normalisation they do. The running statistics, which validation uses,
+    are each process's own, and averaged before they are used.
     """
     if accelerator.num_processes == 1:
         return model
     if accelerator.device.type == "cuda":
         nn.SyncBatchNorm.convert_sync_batchnorm(model)
-    return accelerator.prepare_model(model)
+    wrapped = accelerator.prepare_model(model)
+    wrapped.forward_sync_buffers = False  # else the main process's statistics replace all others
+    return wrapped
 
 
 def settle_batch_size(recipe: Recipe, images: int, accelerator: Accelerator) -> tuple[int, float]:
@@ -196,19 +222,25 @@ def settle_batch_size(recipe: Recipe, images: int, accelerator: Accelerator) -> 
 
     @find_executable_batch_size(starting_batch_size=size, reduce_batch_size_fn=halve)
     def fits(batch_size: int) -> int:
-        learner = Learner.begin(replace(recipe, schedule="constant"), recipe.lr, 1, accelerator)
+        constant = replace(recipe, schedule="constant")
+        learner = Learner.begin(constant, recipe.lr, 1, accelerator, alone=True)
         example = torch.zeros(batch_size, 1, recipe.size, recipe.size)
         for _ in range(2):  # the optimizer's memory comes with the first step
             learner.compute(example, example)
         return batch_size
 
     try:
-        batch_size = processes * min(gather_object([fits()]))
-    except RuntimeError:
+        fitting = fits()
+    except RuntimeError as error:
+        if "No executable batch size" not in str(error):
+            raise
+        fitting = 0
+    batch_size = processes * min(gather_object([fitting]))
+    if not batch_size:
         raise TrainingError(
             f"Not one image of {recipe.size}x{recipe.size} pixels fits in the GPU's memory: lower "
             "size or widths."
-        ) from None
+        )
     return batch_size, recipe.lr * math.sqrt(batch_size / BASE_BATCH)
 
 
@@ -227,9 +259,13 @@ def lr_find(
     Args:
         train: sample table, as for ``fit``.
         lowest, highest: the range; it ends early where the loss explodes.
+        steps: at least 3.
 
     Returns:
         A row per step: ``lr``, ``loss``, and ``smoothed`` (a running mean of the loss).
+
+    Raises:
+        TrainingError: the loss explodes within the first steps, or a batch does not fit in memory.
     """
     accelerator = start_accelerator()
     dataset = CarvanaDataset(train, recipe.size, recipe.mask, recipe.augment)
@@ -249,14 +285,20 @@ def lr_find(
                 learner.optimizer.param_groups[0]["lr"] = lr
                 try:
                     loss = learner.step(images, masks)
-                except TrainingError:
-                    return pd.DataFrame(rows)
+                except ExplodedError:
+                    return _range_tested(rows)
                 average = 0.8 * average + 0.2 * loss
                 smoothed = average / (1 - 0.8 ** (len(rows) + 1))
                 rows.append(dict(lr=lr, loss=loss, smoothed=smoothed))
                 bar.update()
                 if smoothed > 4 * min(row["smoothed"] for row in rows):
-                    return pd.DataFrame(rows)
+                    return _range_tested(rows)
+    return _range_tested(rows)
+
+
+def _range_tested(rows: list[dict]) -> pd.DataFrame:
+    if len(rows) < 3:
+        raise TrainingError("The loss exploded at once: begin the range test lower (lowest=...).")
     return pd.DataFrame(rows)
 
 

@@ -10,8 +10,10 @@ is answered at once and a changed number trains a run of its own:
 
 import hashlib
 import json
+import pickle
 import platform
 import shutil
+import warnings
 from collections.abc import Iterable, Mapping
 from contextlib import suppress
 from dataclasses import asdict, dataclass
@@ -67,8 +69,8 @@ class Run:
     Attributes:
         folder: its home ``runs/<hash>/``.
         recipe: its settings.
-        history: a row per finished epoch: epoch, lr, train_loss, val_loss, val_dice, val_iou,
-            seconds.
+        history: a row per finished epoch: epoch, lr (at its start), train_loss, val_loss, val_dice,
+            val_iou, seconds.
         details: device, precision, batch_size, lr, processes, train_ids, val_ids, train_images,
             profile, data, versions.
         preview: while training, of four validation images after the latest epoch: images,
@@ -171,11 +173,41 @@ def load_run(folder: str | Path) -> Run:
     return run
 
 
+def load_state(folder: Path) -> dict:
+    """What it takes to go on: the content of ``last.pth``, and of ``best.pth`` as ``best``.
+
+    ``best`` is None if the last epoch was the best and ``best.pth``, written after ``last.pth``, is
+    missing or behind. ``folder`` says whose state it is.
+
+    Raises:
+        RunError: a file is missing or damaged.
+    """
+    try:
+        state = torch.load(folder / "last.pth", map_location="cpu", weights_only=True)
+        dices = [row["val_dice"] for row in state["history"]]
+        best, best_epoch = None, dices.index(max(dices)) + 1
+        if best_epoch < len(dices) or (folder / "best.pth").exists():
+            best = torch.load(folder / "best.pth", map_location="cpu", weights_only=True)
+        if best is not None and best["info"]["epoch"] != best_epoch:
+            if best_epoch < len(dices):
+                raise KeyError("best.pth is of another epoch")
+            best = None
+        return state | dict(best=best, folder=folder.name)
+    except (pickle.UnpicklingError, RuntimeError, EOFError, OSError, KeyError, TypeError):
+        raise RunError(
+            f"{folder}: last.pth or best.pth is missing or damaged; train anew with "
+            "fit(..., retrain=True)."
+        ) from None
+
+
 def _open(folder: Path) -> Run:
     try:
         history = pd.read_csv(folder / "history.csv")
         recipe = Recipe(**json.loads((folder / "recipe.json").read_text()))
         details = json.loads((folder / "run.json").read_text())
+        missing = {"data", "profile", "train_images", "versions"} - set(details)
+        if missing or set(versions()) - set(details["versions"]):
+            raise KeyError("run.json is incomplete")
         return Run(folder, recipe, history[HISTORY], details)
     except FileNotFoundError:
         raise FileNotFoundError(f"{folder}: no run in this folder; train one with fit().") from None
@@ -186,11 +218,18 @@ def _open(folder: Path) -> Run:
 
 
 def find_runs() -> list[Run]:
-    """All runs under ``config.runs_dir()`` with at least one finished epoch, oldest first."""
+    """All runs under ``config.runs_dir()`` with at least one finished epoch, oldest first.
+
+    A damaged one is named in a warning and left out.
+    """
     runs = []
     for path in config.runs_dir().glob("*/history.csv"):
-        with suppress(FileNotFoundError):  # deleted meanwhile
+        try:
             runs.append((path.stat().st_mtime, _open(path.parent)))
+        except (FileNotFoundError, PermissionError):
+            pass  # deleted meanwhile, or on Windows being written
+        except RunError as error:
+            warnings.warn(str(error), stacklevel=2)
     return [run for _, run in sorted(runs, key=lambda pair: pair[0])]
 
 

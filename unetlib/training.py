@@ -8,12 +8,12 @@ their number changes the speed and nothing else (but see ``learner`` on batch no
 
 import json
 import math
-import pickle
+import os
 import signal
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, replace
 from pathlib import Path
 
@@ -41,10 +41,10 @@ from unetlib.recipe import Recipe
 from unetlib.runs import (
     HISTORY,
     Run,
-    RunError,
     data_name,
     find_runs,
     load_run,
+    load_state,
     run_folder,
     run_lock,
     versions,
@@ -62,10 +62,10 @@ def fit(
 ) -> Run:
     """Train a U-Net by a recipe; a finished run of the same question is returned at once.
 
-    Interrupted (stop button, Ctrl-C, SIGTERM), it returns the run with its finished epochs; killed,
-    it loses the epoch it was in. Calling ``fit`` again goes on after the last finished epoch, to
-    the same weights that an undisturbed run has. With a constant schedule, a recipe with more
-    epochs goes on from a shorter run.
+    Interrupted while it trains (stop button, Ctrl-C, SIGTERM), it returns the run with its finished
+    epochs; killed, it loses the epoch it was in. Calling ``fit`` again goes on after the last
+    finished epoch, on a CPU to the very weights of an undisturbed run. With a constant schedule, a
+    recipe with more epochs goes on from a shorter run.
 
     Args:
         recipe: all settings.
@@ -111,26 +111,31 @@ def _look_up(
             )
             return run, None
     if (folder / "last.pth").exists():
-        print(f"run {folder.name}: goes on after epoch {len(_load_state(folder)['history'])}")
-        return None, _load_state(folder)
+        state = load_state(folder)
+        print(f"run {folder.name}: goes on after epoch {len(state['history'])}")
+        return None, state
     shorter = [
         run
         for run in find_runs()
         if len(run.history) < recipe.epochs
-        and replace(run.recipe, epochs=recipe.epochs) == recipe
+        and asdict(run.recipe) | dict(epochs=recipe.epochs) == asdict(recipe)
         and (run.details["data"], run.details["profile"]) == (data, config.profile().name)
     ]
-    if not shorter:
-        return None, None
-    longest = max(shorter, key=lambda run: len(run.history))
-    if recipe.schedule == "one_cycle":
-        print(
-            f"run {folder.name}: cannot go on from {longest.folder.name}, whose one_cycle schedule "
-            f"was planned for {longest.recipe.epochs} epochs; training from the start"
-        )
-        return None, None
-    print(f"run {folder.name}: goes on from {longest.folder.name}, epoch {len(longest.history)}")
-    return None, _load_state(longest.folder)
+    for run in sorted(shorter, key=lambda run: -len(run.history)):
+        name = run.folder.name
+        if recipe.schedule == "one_cycle":
+            print(
+                f"run {folder.name}: cannot go on from {name}, whose one_cycle schedule was "
+                f"planned for {run.recipe.epochs} epochs; training from the start"
+            )
+            break
+        # Its files belong together only while nobody writes them.
+        with suppress(Timeout), run_lock(run.folder).acquire(timeout=0):
+            state = load_state(run.folder)
+            if len(state["history"]) < recipe.epochs:
+                print(f"run {folder.name}: goes on from {name}, epoch {len(state['history'])}")
+                return None, state
+    return None, None
 
 
 def _train(recipe, train, val, data, folder, state, on_epoch, accelerator) -> Run:
@@ -167,7 +172,8 @@ def _train(recipe, train, val, data, folder, state, on_epoch, accelerator) -> Ru
         learner.load_state_dict(state)
         run.history = pd.DataFrame(state["history"], columns=HISTORY)
         if main:
-            _write_run(run, learner, first=state["folder"] != folder.name, best=state["best"])
+            first = state["folder"] != folder.name
+            _write_run(run, learner, first, best=state["best"])
     done = len(run.history)
     bar = tqdm(total=recipe.epochs * steps, initial=done * steps, desc="training", disable=not main)
     try:
@@ -177,7 +183,9 @@ def _train(recipe, train, val, data, folder, state, on_epoch, accelerator) -> Ru
             row["train_loss"] = _train_epoch(
                 learner, sets[recipe.size_in(epoch)], epoch, batch_size, bar
             )
-            scores, run.preview = _validate(learner, val_set, batch_size)
+            scores, run.preview = _validate(
+                learner, val_set, max(1, batch_size // accelerator.num_processes)
+            )
             row |= scores | dict(seconds=time.perf_counter() - started)
             history = pd.concat([run.history, pd.DataFrame([row])], ignore_index=True)
             if main:
@@ -230,7 +238,7 @@ def _validate(learner: Learner, val_set: CarvanaDataset, batch_size):
     """Scores of the whole set, each image judged by one process, and a preview of some images."""
     accelerator, loss_of = learner.accelerator, LOSSES[learner.recipe.loss]
     rank, processes = accelerator.process_index, accelerator.num_processes
-    if processes > 1:  # each has its own running statistics of batch normalisation
+    if processes > 1:
         for buffer in learner.model.buffers():
             buffer.copy_(accelerator.reduce(buffer.double(), "mean"))
     scores, previews = [], []
@@ -271,27 +279,30 @@ def _write_run(run: Run, learner: Learner, first: bool, best: dict | None = None
     Args:
         first: nothing of what the folder holds is this run's. ``history.csv``, which makes a run
             visible to others, goes first and comes last.
-        best: the content of another run's best.pth that this one goes on from.
+        best: the content of the best.pth that this run goes on from, its own or a shorter run's.
     """
     folder = run.folder
+    kept = dict(
+        history=run.history.to_dict("records"),
+        batch_size=run.details["batch_size"],
+        lr=run.details["lr"],
+    )
     try:
+        for leftover in folder.glob("*.part*"):  # of a killed process
+            leftover.unlink()
+        save_atomically(learner.state_dict() | kept, folder / "next.pth")
         if first:
             for name in ("history.csv", "last.pth"):
                 (folder / name).unlink(missing_ok=True)
+        for name, content in (("recipe", asdict(run.recipe)), ("run", run.details)):
+            with config.whole_file(folder / f"{name}.json") as part:
+                part.write_text(json.dumps(content, indent=1), encoding="utf-8")
+        os.replace(folder / "next.pth", folder / "last.pth")
         if best is not None:
             save_atomically(best, run.checkpoint)
         elif run.best_epoch == len(run.history):
             info = dict(recipe=asdict(run.recipe), epoch=run.best_epoch, val_dice=run.best_dice)
             save_model(run.checkpoint, learner.model, run.recipe.size, **info)
-        for name, content in (("recipe", asdict(run.recipe)), ("run", run.details)):
-            with config.whole_file(folder / f"{name}.json") as part:
-                part.write_text(json.dumps(content, indent=1), encoding="utf-8")
-        kept = dict(
-            history=run.history.to_dict("records"),
-            batch_size=run.details["batch_size"],
-            lr=run.details["lr"],
-        )
-        save_atomically(learner.state_dict() | kept, folder / "last.pth")
         with config.whole_file(folder / "history.csv") as part:
             run.history.to_csv(part, index=False)
     except OSError as error:
@@ -301,24 +312,12 @@ def _write_run(run: Run, learner: Learner, first: bool, best: dict | None = None
         ) from None
 
 
-def _load_state(folder: Path) -> dict:
-    """What ``last.pth`` holds, the best model so far, and whose they are."""
-    try:
-        state, best = (
-            torch.load(folder / name, map_location="cpu", weights_only=True)
-            for name in ("last.pth", "best.pth")
-        )
-        return state | dict(best=best, folder=folder.name)
-    except (pickle.UnpicklingError, RuntimeError, EOFError, OSError, KeyError, TypeError):
-        raise RunError(
-            f"{folder}: last.pth or best.pth is missing or damaged; train anew with "
-            "fit(..., retrain=True)."
-        ) from None
-
-
 @contextmanager
 def _alone(folder: Path, accelerator: Accelerator) -> Iterator[None]:
-    """Only one program at a time trains this run; another one waits for it and says so."""
+    """Only one program at a time trains this run; another one waits for it and says so.
+
+    A program of several processes does not wait: the others would give up on the main process.
+    """
     if not accelerator.is_main_process:
         yield
         return
@@ -326,6 +325,10 @@ def _alone(folder: Path, accelerator: Accelerator) -> Iterator[None]:
     try:
         lock.acquire(timeout=0)
     except Timeout:
+        if accelerator.num_processes > 1:
+            raise TrainingError(
+                f"run {folder.name}: being trained by another program; start again when it is done."
+            ) from None
         print(f"run {folder.name}: being trained by another program; waiting for it")
         lock.acquire()
     try:
@@ -344,4 +347,4 @@ def _stop_on_sigterm() -> Iterator[None]:
     try:
         yield
     finally:
-        signal.signal(signal.SIGTERM, before)
+        signal.signal(signal.SIGTERM, before or signal.SIG_DFL)  # None: not set from Python
