@@ -85,7 +85,7 @@ def fit(
     accelerator = start_accelerator()
     data = data_name(train, val)
     folder = run_folder(recipe, data)
-    with _alone(folder, accelerator), _stop_on_sigterm(), memory_kept(accelerator.device):
+    with _alone(folder, accelerator), _stop_on_sigterm():
         if accelerator.is_main_process:
             found = _look_up(recipe, data, folder, retrain)
         else:
@@ -93,7 +93,8 @@ def fit(
         run, state = broadcast_object_list([found])[0]
         if run is not None:
             return run
-        return _train(recipe, train, val, data, folder, state, on_epoch, accelerator)
+        with memory_kept(accelerator.device):
+            return _train(recipe, train, val, data, folder, state, on_epoch, accelerator)
 
 
 def _look_up(
