@@ -18,9 +18,9 @@ from torch.utils.flop_counter import FlopCounterMode
 from unetlib import config
 from unetlib.carvana import find_samples, split_by_car
 from unetlib.dataset import CarvanaDataset, make_loader
-from unetlib.learner import Learner, memory_kept, start_accelerator
+from unetlib.learner import Learner, start_accelerator
 from unetlib.metrics import dice
-from unetlib.model import UNet, autocast
+from unetlib.model import UNet, autocast, memory_kept
 from unetlib.recipe import Recipe
 from unetlib.training import fit
 

@@ -12,13 +12,12 @@ import torch
 from unetlib.learner import (
     Learner,
     lr_find,
-    memory_kept,
     settle_batch_size,
     start_accelerator,
     steepest_lr,
 )
 from unetlib.metrics import bce_loss
-from unetlib.model import UNet
+from unetlib.model import UNet, memory_kept
 from unetlib.recipe import Recipe
 
 RECIPE = Recipe(widths=(4, 8), size=32, lr=1e-2, precision="fp32")

@@ -1,15 +1,11 @@
 """Recipe -> training steps: the model, optimizer and schedule that a recipe names, and one step.
 
-Here is what makes a step fast or makes it fit (number format, memory order, batch size, memory kept
-between steps), and the learning-rate range test, which needs steps but no run.
+Here is what makes a step fast or makes it fit (number format, memory order, batch size), and the
+learning-rate range test, which needs steps but no run.
 """
 
-import ctypes
 import math
 import os
-import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from datetime import timedelta
 
@@ -23,7 +19,7 @@ from tqdm.auto import tqdm
 
 from unetlib.dataset import CarvanaDataset, make_loader
 from unetlib.metrics import LOSSES
-from unetlib.model import UNet, autocast, pick_device, pick_precision
+from unetlib.model import UNet, autocast, memory_kept, pick_device, pick_precision
 from unetlib.recipe import Recipe
 
 OPTIMIZERS = {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW}
@@ -50,31 +46,6 @@ def start_accelerator() -> Accelerator:
     if int(os.environ.get("WORLD_SIZE", 1)) > 1:
         on_cpu, handlers = device != "cuda", [InitProcessGroupKwargs(timeout=timedelta(hours=1))]
     return Accelerator(cpu=on_cpu, mixed_precision="no", kwargs_handlers=handlers)
-
-
-@contextmanager
-def memory_kept(device: torch.device) -> Iterator[None]:
-    """On a CPU with glibc (Linux): keep freed memory for the next layer instead of returning it.
-
-    By default every large tensor is fetched from the system and handed back, and the system clears
-    its pages each time: up to 40 % of a training step. At the end the memory is returned, and only
-    tensors of over 32 MB go back to the system at once.
-    """
-    libc = ctypes.CDLL(None) if device.type == "cpu" and sys.platform == "linux" else None
-    mallopt = getattr(libc, "mallopt", None)
-    if mallopt is None:
-        yield
-        return
-    trim_threshold, mmap_threshold, mmap_max = -1, -3, -4  # names of settings in glibc's malloc.h
-    mallopt(mmap_max, 0)
-    mallopt(trim_threshold, -1)
-    try:
-        yield
-    finally:
-        mallopt(mmap_max, 65536)
-        mallopt(mmap_threshold, 32 << 20)
-        mallopt(trim_threshold, 64 << 20)
-        libc.malloc_trim(0)
 
 
 @dataclass

@@ -6,7 +6,7 @@ import torch
 from torch.nn import functional as F
 
 from unetlib.dataset import CarvanaDataset, to_tensor
-from unetlib.model import UNet, autocast
+from unetlib.model import UNet, autocast, memory_kept
 
 
 def bce_loss(logits: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
@@ -99,10 +99,11 @@ def dataset_logits(
     was_training = model.training
     model.eval()
     batches = []
-    for start in range(0, len(dataset), batch_size):
-        images = to_tensor(dataset.images[start : start + batch_size]).to(device)
-        with autocast(device, precision):
-            batches.append(model(images).float().cpu())
+    with memory_kept(device):
+        for start in range(0, len(dataset), batch_size):
+            images = to_tensor(dataset.images[start : start + batch_size]).to(device)
+            with autocast(device, precision):
+                batches.append(model(images).float().cpu())
     model.train(was_training)
     return torch.cat(batches)
 

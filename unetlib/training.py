@@ -31,12 +31,11 @@ from unetlib.dataset import CarvanaDataset, make_loader
 from unetlib.learner import (
     Learner,
     TrainingError,
-    memory_kept,
     settle_batch_size,
     start_accelerator,
 )
 from unetlib.metrics import LOSSES, dataset_logits, dice, iou
-from unetlib.model import save_atomically, save_model
+from unetlib.model import memory_kept, save_atomically, save_model
 from unetlib.recipe import Recipe
 from unetlib.runs import (
     HISTORY,
