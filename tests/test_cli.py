@@ -321,7 +321,12 @@ def test_a_stopped_training_ends_with_130_and_goes_on_when_typed_again(data_set,
         UNETLIB_DATA=str(data_set),
     )
     process = subprocess.Popen(
-        [*typed, "--widths", "2", "4"], env=environment, stdout=subprocess.PIPE, text=True
+        [*typed, "--widths", "2", "4"],
+        env=environment,
+        stdout=subprocess.PIPE,
+        text=True,
+        # A test run in the background ignores SIGINT, and its children would inherit that.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )
     while not list(home.glob("runs/*/history.csv")):
         time.sleep(0.05)

@@ -223,6 +223,8 @@ def test_a_stopped_run_goes_on_to_the_weights_of_an_uninterrupted_one(
 def train_in_another_process(recipe, started, home):
     """What a terminal does: SIGINT raises KeyboardInterrupt, one thread computes."""
     os.environ["UNETLIB_HOME"] = str(home)
+    # A test run in the background ignores SIGINT, and its children would inherit that.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     torch.set_num_threads(1)
     from unetlib.carvana import find_samples, split_by_car
 
