@@ -34,7 +34,7 @@ class Predictor:
         size: image side in pixels that the model was trained at.
         threshold: of the probability above which a pixel counts as car.
         path: the file.
-        logits: the bare model: float32 arrays ``(N, 1, size, size)`` in [0, 1] -> logits.
+        logits: the bare model: float32 arrays ``(N, 1, H, W)`` in [0, 1] -> logits.
     """
 
     def __init__(self, path: str | Path, device=None, threads=None, precision="fp32", trust=False):
