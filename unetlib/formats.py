@@ -9,6 +9,7 @@ is not the one written down beside it is damaged or not what was exported, and i
 import hashlib
 import importlib.util
 import json
+import logging
 import warnings
 import zipfile
 from collections.abc import Callable, Iterable, Iterator
@@ -113,6 +114,8 @@ def missing_runtime(runtime: Runtime) -> str | None:
     if runtime == "openvino":
         found = importlib.util.find_spec("openvino") is not None
         return None if found else "not installed (pip install openvino)"
+    # Where a CUDA toolkit is installed and no GPU, it says so at length.
+    logging.getLogger("torch.utils.cpp_extension").setLevel(logging.ERROR)
     try:
         torch.compile(lambda x: x + 1)(torch.zeros(2))
     except Exception as error:  # no compiler, no headers, no support for this Python: many kinds

@@ -66,7 +66,8 @@ def write_masks(
 ) -> list[tuple[str, str]]:
     """Write each image's mask as ``<stem>_mask.png`` (0/255, original size).
 
-    Arguments, result and errors as for ``write_submission``.
+    Arguments, result and errors as for ``write_submission``; what cannot be read is listed in
+    ``unreadable.csv`` among the masks.
     """
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
@@ -77,9 +78,9 @@ def write_masks(
             Image.fromarray(mask).save(part)
         return ""
 
-    job = _Job(predictor, map(Path, images), folder, "stem", flip, accelerator)
+    job = _Job(predictor, map(Path, images), folder / ".parts", "stem", flip, accelerator)
     job.work(finish)
-    return job.close(folder.with_name(f"{folder.name}.unreadable.csv"))
+    return job.close(folder / "unreadable.csv")
 
 
 def write_submission(
@@ -119,7 +120,8 @@ def write_submission(
             writer.writerow(["img", "rle_mask"])
             writer.writerows((image.name, rle) for image, rle in lines)
 
-    job = _Job(predictor, map(Path, images), path, "name", flip, accelerator)
+    notes = path.with_name(f".{path.name}.parts")
+    job = _Job(predictor, map(Path, images), notes, "name", flip, accelerator)
     job.work(finish)
     return job.close(path.with_name(f"{path.stem}.unreadable.csv"), merge)
 
@@ -132,7 +134,7 @@ class _Job:
     threshold or way of writing are thrown away.
     """
 
-    def __init__(self, predictor, images, output: Path, named_by: str, flip: bool, accelerator):
+    def __init__(self, predictor, images, folder: Path, named_by: str, flip: bool, accelerator):
         self.predictor, self.images, self.flip = predictor, list(images), flip
         self.accelerator = accelerator
         self.rank = accelerator.process_index if accelerator else 0
@@ -142,7 +144,7 @@ class _Job:
         if twice:
             raise DataError(f"{twice[0]}: two images of this name; predict their folders in turn.")
         self.keys = [_key(image) for image in self.images]
-        self.folder = output.with_name(f".{output.name}.parts")
+        self.folder = folder
         self.description = json.dumps(
             dict(
                 model=file_hash(predictor.path),
