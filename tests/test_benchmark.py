@@ -87,7 +87,7 @@ def test_the_machine_multiplies_at_a_rate_of_its_own():
 
 def test_compare_scores_at_the_models_and_at_the_original_size(exported, tables, tmp_path):
     (tmp_path / FILES["onnx"]).write_bytes((exported[0] / FILES["onnx"]).read_bytes())
-    table = compare(tmp_path, tables[1], repeats=2)
+    table = compare(tmp_path, tables[1], repeats=2, runtimes=())
     assert list(table.columns) == [
         "name",
         "dice",

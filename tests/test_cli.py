@@ -194,7 +194,7 @@ def test_export_without_a_run_says_what_to_do(capsys):
 
 def test_compare_prints_a_table(ci_home, exported_models, tmp_path, capsys):
     (tmp_path / FILES["int8"]).write_bytes((exported_models / FILES["int8"]).read_bytes())
-    assert run("compare", "--models", tmp_path) == 0
+    assert run("compare", "--models", tmp_path, "--runtimes") == 0
     lines = capsys.readouterr().out.strip().splitlines()
     assert lines[0].split()[:3] == ["name", "dice", "dice_full"]
     assert lines[1].split()[0] == "int8"

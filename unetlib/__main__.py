@@ -14,6 +14,7 @@ import argparse
 import json
 import sys
 import warnings
+from contextlib import redirect_stdout
 from dataclasses import dataclass, field, make_dataclass
 from pathlib import Path
 from typing import Annotated, Literal
@@ -168,11 +169,14 @@ class Compare:
     models: Path | None = None
     """The folder that export wrote; default: models."""
     data: Data = None
+    runtimes: tuple[Literal["openvino", "compile"], ...] = ("openvino", "compile")
+    """Extra ones, where they are installed."""
     json: Json = False
 
     def __call__(self) -> dict:
         _, val = _split(self.data)
-        table = compare(_folder(self.models, config.models_dir), val)
+        with redirect_stdout(sys.stderr):  # what is left out is no part of the table
+            table = compare(_folder(self.models, config.models_dir), val, runtimes=self.runtimes)
         return dict(formats=table.to_dict("records"))
 
 

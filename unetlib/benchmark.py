@@ -244,12 +244,18 @@ def multiply_rate(device: str | torch.device = "cpu", precision: str = "fp32") -
     return 2 * 2048**3 / seconds / 1e9
 
 
-def compare(models_dir: str | Path, samples: pd.DataFrame, repeats: int = 30) -> pd.DataFrame:
+def compare(
+    models_dir: str | Path,
+    samples: pd.DataFrame,
+    repeats: int = 30,
+    runtimes: Iterable[str] = ("openvino", "compile"),
+) -> pd.DataFrame:
     """Compare all ways to run the exported model on the CPU: quality, speed, size and memory.
 
     Args:
         models_dir: where ``export_all`` wrote; a format whose file is missing is skipped.
         samples: sample table with masks.
+        runtimes: extra ones to try, see ``contenders``.
 
     Returns:
         A row per predictor, eager PyTorch in fp32 first: ``name``, ``dice`` at the model's size,
@@ -261,7 +267,7 @@ def compare(models_dir: str | Path, samples: pd.DataFrame, repeats: int = 30) ->
         DataError: no exported model in the folder.
         ModelFileError: a file is damaged or not the exported one.
     """
-    predictors = contenders(models_dir)
+    predictors = contenders(models_dir, runtimes=runtimes)
     dataset = CarvanaDataset(samples, predictors[0].size)
     full_masks = [load_mask(path) for path in dataset.samples["mask"]]
     first, rows = None, []
