@@ -15,7 +15,7 @@ import torch
 from PIL import Image
 from tqdm.auto import tqdm
 
-from unetlib.carvana import IMAGE_SUFFIXES, DataError, load_mask, rle_encode
+from unetlib.carvana import IMAGE_SUFFIXES, DataError, load_mask, rle_encode, upright_size
 from unetlib.config import whole_file
 from unetlib.dataset import CarvanaDataset, load_image, to_tensor
 from unetlib.formats import FILES, open_model
@@ -92,8 +92,7 @@ def _upright_size(image) -> tuple[int, int]:
     if not isinstance(image, Image.Image):
         with Image.open(image) as opened:
             return _upright_size(opened)
-    turned = image.getexif().get(0x0112, 1) >= 5  # orientations 5 to 8 lie on their side
-    return image.size[::-1] if turned else image.size
+    return upright_size(image)
 
 
 def load_predictor(
