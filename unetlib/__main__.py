@@ -220,7 +220,7 @@ class Check:
         if self.json:
             return dict(data=str(folder), problems=problems)
         for row in problems:
-            print("{file}: {problem}; {remedy}.".format(**row))
+            print(f"{folder / row['file']}: {row['problem']}; {row['remedy']}.")
         return dict(data=str(folder), problems=len(problems))
 
 

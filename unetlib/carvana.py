@@ -18,13 +18,15 @@ from PIL import Image
 from tqdm.auto import tqdm
 
 from unetlib import config
-from unetlib.masks import (
+from unetlib.pictures import (
+    ORIENTATION,
     UNREADABLE,
     DataError,
     Problem,
     load_mask,
     rle_decode,
     rle_encode,
+    upright_size,
     warn_of,
     why_unreadable,
 )
@@ -36,7 +38,6 @@ __all__ = ["DataError", "load_mask", "read_metadata", "read_rles", "rle_decode",
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png")
 MASK_SUFFIXES = (".gif", *IMAGE_SUFFIXES)
 COLUMNS = ["id", "car", "angle", "image", "mask", "width", "height"]
-ORIENTATION = 0x0112  # the EXIF tag that says how the camera was held
 FEW_CARS = 5  # with fewer, the validation score hangs on one car
 
 
@@ -211,11 +212,6 @@ def _compare(rle: str, mask: np.ndarray, path: Path) -> list[Problem]:
     return [Problem(str(table), problem, ANEW)] if wrong else []
 
 
-def upright_size(image: Image.Image) -> tuple[int, int]:
-    """(width, height) of an image as it is seen: EXIF orientations 5 to 8 lie on their side."""
-    return image.size[::-1] if image.getexif().get(ORIENTATION, 1) >= 5 else image.size
-
-
 def _ends_well(path: Path) -> bool:
     """Whether a JPEG or PNG file has its end mark, which a file that was cut off lacks."""
     with path.open("rb") as file:
@@ -225,7 +221,8 @@ def _ends_well(path: Path) -> bool:
 
 
 def _train_dir(root: Path) -> Path:
-    return root / "train" if os.path.isdir(root / "train") else root / "train_hq"
+    high_quality = os.path.isdir(root / "train_hq") and not _files(root / "train")
+    return root / ("train_hq" if high_quality else "train")
 
 
 def _files(folder: Path, suffixes: tuple[str, ...] = ("",)) -> list[Path]:
@@ -238,11 +235,14 @@ def _files(folder: Path, suffixes: tuple[str, ...] = ("",)) -> list[Path]:
 def _misplaced(root: Path) -> list[Problem]:
     """Archives that were not unpacked, and folders that unpacking has put into themselves."""
     problems = []
-    for name in ("train", "train_hq", "train_masks", "test", "train_masks.csv", "metadata.csv"):
+    names = ["train_masks", "test", "train_masks.csv", "metadata.csv"]
+    if not _files(_train_dir(root), IMAGE_SUFFIXES):
+        names = ["train", "train_hq", *names]
+    for name in names:
         place, archive = root / name, root / f"{name}.zip"
-        deeper = [path for path in _files(place / name) if path.is_file()]
+        deeper = _files(place / name, MASK_SUFFIXES)
         if archive.is_file() and name != "test" and not place.is_file() and not _files(place):
-            remedy = f"run `python -m unetlib download --from {root} --target {root}`"
+            remedy = f'run `python -m zipfile -e "{archive}" "{root}"`'
             problems.append(Problem(str(archive), "not unpacked", remedy))
         elif deeper:
             remedy = f"move its content up into {place}"
@@ -255,7 +255,8 @@ def _no_images(root: Path) -> Problem:
     for folder in (root, _train_dir(root)):
         if os.path.isdir(folder) and not os.access(folder, os.R_OK | os.X_OK):
             return Problem(str(folder), "you may not look inside", "ask its owner for permission")
-    near = [folder for folder in (root.parent, *_files(root)) if _files(_train_dir(folder))]
+    places = (root.parent, *_files(root))
+    near = [place for place in places if _files(_train_dir(place), IMAGE_SUFFIXES)]
     remedy = "point UNETLIB_DATA at "
     if near:
         remedy += " or ".join(map(str, near[:3]))
@@ -291,9 +292,7 @@ def split_by_car(
     labelled = samples[samples["mask"] != ""]
     cars = np.array(sorted(labelled["car"].unique()))
     if len(cars) < 2:
-        raise DataError(
-            f"{len(cars)} car(s) with masks cannot be split by car: add photos and masks of another."
-        )
+        raise DataError(f"{len(cars)} car(s) with masks cannot be split by car: add another car's.")
     count = min(max(1, round(fraction * len(cars))), len(cars) - 1)
     chosen = np.random.default_rng(seed).permutation(cars)[:count]
     in_val = labelled["car"].isin(chosen)

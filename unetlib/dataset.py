@@ -9,7 +9,7 @@ from typing import Literal, get_args
 import numpy as np
 import pandas as pd
 import torch
-from PIL import Image, ImageOps
+from PIL import Image
 from torch.utils.data import DataLoader, Dataset
 from torchvision import tv_tensors
 from torchvision.transforms import v2
@@ -17,7 +17,14 @@ from tqdm.auto import tqdm
 
 from unetlib import config
 from unetlib.carvana import fingerprint
-from unetlib.masks import UNREADABLE, DataError, Problem, load_mask, why_unreadable
+from unetlib.pictures import (
+    UNREADABLE,
+    DataError,
+    Problem,
+    load_mask,
+    upright,
+    why_unreadable,
+)
 
 JITTER = 0.4  # mild augmentation: brightness and contrast between 0.6 and 1.4 times
 CACHE_VERSION = 3  # raise it when decoding changes, so that old caches are not used
@@ -60,9 +67,7 @@ def load_image(source, size: int | tuple[int, int]) -> np.ndarray:
 
 
 def _to_grey(image: Image.Image) -> Image.Image:
-    image = ImageOps.exif_transpose(image)
-    if image.mode.startswith("I"):  # 16-bit greys: keep the upper 8 bits, convert("L") would clip
-        return Image.fromarray((np.asarray(image) >> 8).clip(0, 255).astype(np.uint8))
+    image = upright(image)
     if image.mode == "CMYK":
         image = image.convert("RGB")
     return image.convert("L")

@@ -15,12 +15,13 @@ import torch
 from PIL import Image
 from tqdm.auto import tqdm
 
-from unetlib.carvana import IMAGE_SUFFIXES, DataError, load_mask, rle_encode, upright_size
+from unetlib.carvana import IMAGE_SUFFIXES, DataError, load_mask, rle_encode
 from unetlib.config import whole_file
 from unetlib.dataset import CarvanaDataset, load_image, to_tensor
 from unetlib.formats import FILES, open_model
 from unetlib.metrics import dice
 from unetlib.model import pick_precision
+from unetlib.pictures import upright_size
 
 BATCH_SIZE = 16
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import pandas as pd
 
 from unetlib import config
-from unetlib.masks import DataError, Problem, warn_of
+from unetlib.pictures import DataError, Problem, warn_of
 
 RLE_TEXT = dict(dtype=str, keep_default_na=False)  # an empty code is "", not a missing value
 

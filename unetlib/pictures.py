@@ -1,4 +1,4 @@
-"""Mask files and run-length codes <-> boolean arrays, and why a picture file cannot be read."""
+"""Picture files and run-length codes -> arrays, and in plain words why not."""
 
 import struct
 import warnings
@@ -7,8 +7,9 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
-from PIL import Image, UnidentifiedImageError
+from PIL import Image, ImageOps, UnidentifiedImageError
 
+ORIENTATION = 0x0112  # the EXIF tag that says how the camera was held
 # All that Pillow was seen to raise while reading some 150,000 damaged pictures.
 UNREADABLE = (
     OSError,
@@ -75,6 +76,19 @@ def why_unreadable(path: str | Path, error: Exception) -> tuple[str, str]:
     if isinstance(error, UnidentifiedImageError):
         return "no picture inside", "save it as JPEG or PNG"
     return "cut off or damaged", "copy the file anew"
+
+
+def upright(image: Image.Image) -> Image.Image:
+    """The image as it is seen (EXIF rotation applied), with at most 8 bits a channel."""
+    image = ImageOps.exif_transpose(image)
+    if image.mode.startswith("I"):  # 16-bit greys: keep the upper 8 bits, convert() would clip
+        return Image.fromarray((np.asarray(image) >> 8).clip(0, 255).astype(np.uint8))
+    return image
+
+
+def upright_size(image: Image.Image) -> tuple[int, int]:
+    """(width, height) of an image as it is seen: EXIF orientations 5 to 8 lie on their side."""
+    return image.size[::-1] if image.getexif().get(ORIENTATION, 1) >= 5 else image.size
 
 
 def load_mask(path: str | Path) -> np.ndarray:
