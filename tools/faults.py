@@ -24,7 +24,7 @@ INTRODUCTION = """\
 # Faults: what can go wrong, and what happens then
 
 Made by `make faults` from the `fault` marks of the tests; do not edit. Each row is a test that
-does the damage for real and fails unless what happens is what the second column says. \
+does the damage for real and fails unless what happens is what the second column says.
 """
 
 
@@ -64,9 +64,8 @@ def collect() -> list[Fault]:
         RuntimeError: pytest cannot collect the tests.
     """
     collector, shown = Collector(), io.StringIO()
-    marked = sorted(
-        path for path in TESTS.glob("test_*.py") if "mark.fault(" in path.read_text("utf-8")
-    )
+    files = sorted(TESTS.glob("test_*.py"))
+    marked = [path for path in files if "mark.fault(" in path.read_text(encoding="utf-8")]
     options = ["--collect-only", "-qq", "-p", "no:cacheprovider"]
     with contextlib.redirect_stdout(shown):
         status = pytest.main([*options, *map(str, marked)], plugins=[collector])
@@ -88,8 +87,8 @@ def as_markdown(faults: list[Fault]) -> str:
         ]
         if rows:
             tables.append("\n".join(lines))
-    count = f"{len(faults)} faults are tried.\n"
-    return "\n\n".join([INTRODUCTION + count, *tables]) + "\n"
+    count = f"{len(faults)} faults are tried."
+    return "\n\n".join([INTRODUCTION.strip(), count, *tables]) + "\n"
 
 
 def _cell(text: str) -> str:
