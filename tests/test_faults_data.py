@@ -566,7 +566,7 @@ FOUND = "the right folder is found and suggested"
         ),
         fault(
             "archive instead of a folder",
-            FOUND,
+            SAID,
             lambda root: all_packed(root) / "train.zip",
             "{}: no such folder; point UNETLIB_DATA at",
         ),
