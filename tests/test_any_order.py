@@ -4,12 +4,14 @@ Each notebook runs in real kernels, in the ci profile, from a clone of the last 
 are not committed are not tested here.
 """
 
+import errno
 import os
 import queue
+import socket
 import subprocess
 import sys
 import time
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -21,18 +23,16 @@ REPOSITORY = Path(__file__).parent.parent
 NAMES = [path.stem for path in sorted((REPOSITORY / "notebooks").glob("[0-9]*.ipynb"))]
 CHECKED = "# NBVAL_CHECK_OUTPUT"
 LONGEST = 900  # seconds: a cell that takes longer hangs
+PATIENCE = (0.1, 0.3, 1, 3)  # seconds until the stop button is pressed, again and again
+MOST_MEMORY = 2e9  # bytes, for the notebooks that a laptop of 4 GB must bear
 
-# The clone as a read-only mount, and a network in which nothing can be reached, not even this
-# computer: the kernel talks through sockets in the file system.
-SEALED = ["sh", "-c", 'mount --bind -o ro "$0" "$0" && exec "$@"']
+# Around a kernel: the clone is mounted read-only, and there is no network, not even to this
+# computer itself; the kernel talks through sockets in the file system.
+SEAL = ["sh", "-c", 'mount --bind -o ro "$0" "$0" && exec "$@"']
 
+# A cell run by itself finds every name as the full run left it, whatever other cells did since.
 REMEMBER = "get_ipython().names_after_full_run = dict(globals())"
 RECALL = "globals().update(get_ipython().names_after_full_run)"
-PEAK_MEMORY = """
-import re, pathlib, resource
-_kilobytes = re.search(r"VmHWM:\\s*(\\d+)", pathlib.Path("/proc/self/status").read_text())[1]
-print(int(_kilobytes) / 1e6)
-"""
 
 
 class Sitting:
@@ -67,6 +67,10 @@ class Sitting:
         if not interrupted and index in self.checked:
             assert text == self.checked[index], f"cell {index + 1} shows something else"
         return not interrupted
+
+    def run_all(self) -> None:
+        for index in range(len(self.cells)):
+            self.run(index)
 
     def ask(self, code: str, patience: float | None = None) -> tuple[str, bool]:
         """Run any code; returns what it shows, and whether it was interrupted."""
@@ -124,3 +128,102 @@ def opened(name: str, checkout: Path, home: Path, profile: str = "ci", seal=()):
         finally:
             client.stop_channels()
             manager.shutdown_kernel(now=True)
+
+
+@pytest.fixture(scope="module")
+def checkout(tmp_path_factory):
+    """A fresh clone of the last commit in a folder with spaces."""
+    if not (REPOSITORY / ".git").exists():
+        pytest.skip("this copy of the repository has no .git: nothing to clone")
+    folder = tmp_path_factory.mktemp("a fresh clone") / "my course"
+    subprocess.run(["git", "clone", "--quiet", REPOSITORY, folder], check=True)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def seal(checkout):
+    """What stands before a kernel's command to seal it; empty where this computer does not allow it."""
+    for user in ([], ["--map-root-user"]):
+        command = ["unshare", *user, "--net", "--mount", *SEAL, str(checkout)]
+        with suppress(FileNotFoundError):
+            if not subprocess.run([*command, "true"], capture_output=True).returncode:
+                return command
+    return []
+
+
+def notebooks(*quick: str):
+    """All six; those that are not named here are slow."""
+    slow = pytest.mark.slow
+    params = [pytest.param(name, marks=() if name in quick else slow) for name in NAMES]
+    return pytest.mark.parametrize("name", params)
+
+
+def peak_memory(sitting: Sitting) -> int:
+    """Most bytes of memory that the kernel has held so far; 0 where the system does not tell."""
+    status = Path(f"/proc/{sitting.manager.provisioner.pid}/status")
+    lines = status.read_text().splitlines() if status.exists() else []
+    return sum(1024 * int(line.split()[1]) for line in lines if line.startswith("VmHWM"))
+
+
+def test_a_sealed_kernel_can_neither_write_to_the_clone_nor_reach_a_network(checkout, seal):
+    if not seal:
+        pytest.skip("no namespaces here (unshare): notebooks run with network, in a writable clone")
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        code = (
+            "import pathlib, socket, sys\n"
+            "for attempt in (lambda: pathlib.Path(sys.argv[1], 'new').touch(),\n"
+            "        lambda: socket.create_connection(('127.0.0.1', int(sys.argv[2])), 5)):\n"
+            "    try:\n        attempt()\n    except OSError as error:\n        print(error.errno)"
+        )
+        port = str(server.getsockname()[1])
+        command = [*seal, sys.executable, "-c", code, str(checkout), port]
+        shown = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    assert shown.split() == [str(errno.EROFS), str(errno.ENETUNREACH)]
+
+
+@pytest.mark.fault("a notebook runs alone, from a fresh clone", "no error, the stored outputs")
+@pytest.mark.fault("the course lies in a folder with spaces", "no error, the stored outputs")
+@pytest.mark.fault("no network", "no error, the stored outputs")
+@pytest.mark.fault("read-only checkout, UNETLIB_HOME elsewhere", "no error, the stored outputs")
+@pytest.mark.fault("all cells run twice in one kernel", "no error, the same outputs")
+@pytest.mark.fault("any single cell runs again after the others", "no error, the same outputs")
+@notebooks("01_exploration")
+def test_alone_then_twice_then_each_cell_by_itself(name, checkout, seal, tmp_path):
+    with opened(name, checkout, tmp_path / "work folder", seal=seal) as sitting:
+        shown, _ = sitting.ask("import unetlib; print(unetlib.__file__)")
+        assert Path(shown.strip()).parent == checkout / "unetlib"
+        for _ in range(2):
+            sitting.run_all()
+        sitting.ask(REMEMBER)
+        for index in range(len(sitting.cells)):
+            sitting.ask(RECALL)
+            sitting.run(index)
+        if name in NAMES[:3]:
+            assert peak_memory(sitting) <= MOST_MEMORY
+
+
+@pytest.mark.fault("a cell is interrupted, and run again", "it goes on or begins anew: no error")
+@notebooks("02_dataset")
+def test_a_cell_can_be_interrupted_and_run_again(name, checkout, tmp_path):
+    interrupted = {}
+    with opened(name, checkout, tmp_path / "work folder") as sitting:
+        sitting.run(0)  # an import that is cut off needs a new kernel: so is Python
+        for index in range(1, len(sitting.cells)):
+            for patience in PATIENCE:
+                if sitting.run(index, patience):
+                    break
+                interrupted[index + 1] = patience
+            else:
+                sitting.run(index)
+    print(f"{name}: interrupted after up to so many seconds: {interrupted}")
+    assert interrupted
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", NAMES[:3])
+def test_the_laptop_profile_takes_at_most_2_gb(name, checkout, tmp_path):
+    with opened(name, checkout, tmp_path / "work folder", profile="laptop") as sitting:
+        sitting.run_all()
+        peak = peak_memory(sitting)
+    print(f"{name}: peak {peak / 1e9:.2f} GB")
+    assert peak <= MOST_MEMORY

@@ -49,7 +49,7 @@ PICTURE = """return [...arguments[0].closest(".jp-CodeCell").querySelectorAll(
     ".jp-OutputArea img")].map(image => image.src).join(" ")"""
 SLIDER = "//div[contains(@class, 'widget-slider')][.//label[text()='threshold']]"
 
-WIDGETS = '''
+WIDGETS = """
 import ipywidgets
 import matplotlib.pyplot as plt
 import numpy as np
@@ -61,7 +61,7 @@ import numpy as np
 def show(image, threshold):
     plt.imshow(np.linspace(0, 1, 100).reshape(10, 10) > threshold)
     plt.show()
-'''
+"""
 
 
 @pytest.fixture(scope="module")
