@@ -53,6 +53,7 @@ class Sitting:
             if cell.source.startswith(CHECKED)
         }
         self.manager, self.client = manager, client
+        self.complete = False  # have all cells run?
 
     def run(self, index: int, patience: float | None = None) -> bool:
         """Run a cell; it must not fail, and a checked one must show what the notebook shows.
@@ -71,6 +72,7 @@ class Sitting:
     def run_all(self) -> None:
         for index in range(len(self.cells)):
             self.run(index)
+        self.complete = True
 
     def ask(self, code: str, patience: float | None = None) -> tuple[str, bool]:
         """Run any code; returns what it shows, and whether it was interrupted."""
@@ -99,7 +101,7 @@ class Sitting:
 
 
 def text_of(output) -> str:
-    """What a cell's output, or the kernel's message of it, shows as text, progress bars left out."""
+    """What a cell's output, or the kernel's message of it, shows as text, without its bars."""
     if output.get("name") == "stderr":
         return ""
     return output.get("text") or output.get("data", {}).get("text/plain", "")
@@ -142,7 +144,7 @@ def checkout(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def seal(checkout):
-    """What stands before a kernel's command to seal it; empty where this computer does not allow it."""
+    """What stands before a kernel's command to seal it; empty where that is not possible."""
     for user in ([], ["--map-root-user"]):
         command = ["unshare", *user, "--net", "--mount", *SEAL, str(checkout)]
         with suppress(FileNotFoundError):
@@ -151,11 +153,20 @@ def seal(checkout):
     return []
 
 
-def notebooks(*quick: str):
-    """All six; those that are not named here are slow."""
+def notebooks(*quick: str) -> list:
+    """All six; a test of those that are not named here is slow."""
     slow = pytest.mark.slow
-    params = [pytest.param(name, marks=() if name in quick else slow) for name in NAMES]
-    return pytest.mark.parametrize("name", params)
+    return [pytest.param(name, marks=() if name in quick else slow) for name in NAMES]
+
+
+@pytest.fixture(scope="module")
+def sitting(request, checkout, seal, tmp_path_factory):
+    """One kernel for all that happens to a notebook: sealed, and with a work folder of its own."""
+    home = tmp_path_factory.mktemp("work") / "work folder"
+    with opened(request.param, checkout, home, seal=seal) as sitting:
+        shown, _ = sitting.ask("import unetlib; print(unetlib.__file__)")
+        assert Path(shown.strip()).parent == checkout / "unetlib"
+        yield sitting
 
 
 def peak_memory(sitting: Sitting) -> int:
@@ -181,29 +192,41 @@ def test_a_sealed_kernel_can_neither_write_to_the_clone_nor_reach_a_network(chec
     assert shown.split() == [str(errno.EROFS), str(errno.ENETUNREACH)]
 
 
-@pytest.mark.fault("a notebook runs alone, from a fresh clone", "no error, the stored outputs")
-@pytest.mark.fault("the course lies in a folder with spaces", "no error, the stored outputs")
-@pytest.mark.fault("no network", "no error, the stored outputs")
-@pytest.mark.fault("read-only checkout, UNETLIB_HOME elsewhere", "no error, the stored outputs")
-@pytest.mark.fault("all cells run twice in one kernel", "no error, the same outputs")
-@pytest.mark.fault("any single cell runs again after the others", "no error, the same outputs")
-@notebooks("01_exploration")
-def test_alone_then_twice_then_each_cell_by_itself(name, checkout, seal, tmp_path):
-    with opened(name, checkout, tmp_path / "work folder", seal=seal) as sitting:
-        shown, _ = sitting.ask("import unetlib; print(unetlib.__file__)")
-        assert Path(shown.strip()).parent == checkout / "unetlib"
-        for _ in range(2):
-            sitting.run_all()
-        sitting.ask(REMEMBER)
-        for index in range(len(sitting.cells)):
-            sitting.ask(RECALL)
-            sitting.run(index)
-        if name in NAMES[:3]:
-            assert peak_memory(sitting) <= MOST_MEMORY
+in_one_kernel = pytest.mark.parametrize(
+    "sitting", notebooks("01_exploration"), indirect=True, scope="module"
+)
+
+
+@in_one_kernel
+@pytest.mark.fault(
+    "a notebook alone: fresh clone, path with spaces, read-only, no network",
+    "no error; the stored outputs",
+)
+def test_a_notebook_runs_alone(sitting):
+    sitting.run_all()
+
+
+@in_one_kernel
+@pytest.mark.fault("all cells run twice in one kernel", "no error; the same outputs")
+def test_all_cells_run_twice(sitting):
+    if not sitting.complete:  # the test above has not run before
+        sitting.run_all()
+    sitting.run_all()
+
+
+@in_one_kernel
+@pytest.mark.fault("a single cell runs again after all others", "no error; the same output")
+def test_each_cell_runs_again_by_itself(sitting):
+    if not sitting.complete:
+        sitting.run_all()
+    sitting.ask(REMEMBER)
+    for index in range(len(sitting.cells)):
+        sitting.ask(RECALL)
+        sitting.run(index)
 
 
 @pytest.mark.fault("a cell is interrupted, and run again", "it goes on or begins anew: no error")
-@notebooks("02_dataset")
+@pytest.mark.parametrize("name", notebooks("02_dataset"))
 def test_a_cell_can_be_interrupted_and_run_again(name, checkout, tmp_path):
     interrupted = {}
     with opened(name, checkout, tmp_path / "work folder") as sitting:

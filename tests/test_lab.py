@@ -34,17 +34,24 @@ pytestmark = pytest.mark.skipif(
 )
 LONGEST = 600  # seconds
 TOKEN = "a-token-for-this-test"
-FLAGS = (
-    "--headless --no-sandbox --disable-gpu --disable-quic --no-first-run --disable-sync "
-    "--disable-background-networking --disable-component-update --window-size=1300,1400"
-).split()
+FLAGS = [
+    "--headless",
+    "--no-sandbox",  # Chromium's own does not run as root
+    "--disable-gpu",
+    "--disable-quic",
+    "--disable-sync",
+    "--disable-background-networking",
+    "--disable-component-update",
+    "--no-first-run",
+    "--window-size=1300,1400",
+]
 
 PROMPTS = """return [...document.querySelectorAll(
     ".jp-CodeCell .jp-InputArea-prompt")].map(prompt => prompt.textContent.trim())"""
 ERRORS = """return [...document.querySelectorAll(
     '[data-mime-type="application/vnd.jupyter.error"]')].map(output => output.textContent)"""
-FIGURES = """return [...document.querySelectorAll(".jp-CodeCell")].filter(cell =>
-    [...cell.querySelectorAll(".jp-OutputArea img")].some(image => image.naturalWidth > 50)).length"""
+FIGURES = """return [...document.querySelectorAll(".jp-CodeCell")].filter(cell => [
+    ...cell.querySelectorAll(".jp-OutputArea img")].some(image => image.naturalWidth > 50)).length"""
 PICTURE = """return [...arguments[0].closest(".jp-CodeCell").querySelectorAll(
     ".jp-OutputArea img")].map(image => image.src).join(" ")"""
 SLIDER = "//div[contains(@class, 'widget-slider')][.//label[text()='threshold']]"
