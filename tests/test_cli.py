@@ -230,6 +230,16 @@ def test_predict_to_csv_in_a_terminal(exported_models, data_set, tmp_path):
         rle_decode(row["rle_mask"], 40, 60)
 
 
+def test_predict_lists_what_it_cannot_read(exported_models, data_set, tmp_path, capsys):
+    (tmp_path / "broken.jpg").write_text("<html>404</html>")
+    command = ["predict", data_set / "test", tmp_path, "--model", exported_models / FILES["onnx"]]
+    assert run(*command, "--output", tmp_path / "out", "--flip", "--json") == 0
+    result = last_line(capsys.readouterr().out)
+    assert result["images"] == 5 and result["unreadable"] == [str(tmp_path / "broken.jpg")]
+    assert len(list((tmp_path / "out").glob("*.png"))) == 4
+    assert (tmp_path / "out" / "unreadable.csv").is_file()
+
+
 def test_an_error_in_a_terminal_is_one_line_and_status_1(tmp_path):
     process = in_a_terminal("predict", tmp_path, "--model", "none.onnx", "--output", tmp_path)
     assert process.returncode == 1
