@@ -24,7 +24,7 @@ NAMES = [path.stem for path in sorted((REPOSITORY / "notebooks").glob("[0-9]*.ip
 CHECKED = "# NBVAL_CHECK_OUTPUT"
 LONGEST = 900  # seconds: a cell that takes longer hangs
 PATIENCE = (0.1, 0.3, 1, 3)  # seconds until the stop button is pressed, again and again
-MOST_MEMORY = 2e9  # bytes, for the notebooks that a laptop of 4 GB must bear
+MOST_MEMORY = 2e9  # bytes: what a laptop of 4 GB can bear
 
 # Around a kernel: the clone is mounted read-only, and there is no network, not even to this
 # computer itself; the kernel talks through sockets in the file system.
@@ -125,7 +125,7 @@ def opened(name: str, checkout: Path, home: Path, profile: str = "ci", seal=()):
         client = manager.client()
         try:
             client.start_channels()
-            client.wait_for_ready(timeout=120)
+            client.wait_for_ready(timeout=LONGEST)
             yield Sitting(path, manager, client)
         finally:
             client.stop_channels()
@@ -204,6 +204,7 @@ in_one_kernel = pytest.mark.parametrize(
 )
 def test_a_notebook_runs_alone(sitting):
     sitting.run_all()
+    assert peak_memory(sitting) <= MOST_MEMORY
 
 
 @in_one_kernel
