@@ -489,7 +489,7 @@ def test_two_processes_that_build_the_cache_at_once_are_both_right(samples):
     expected = CarvanaDataset(samples[samples["mask"] != ""], 64, cache=False)
     content = expected.images.tobytes() + expected.coverage.tobytes()
     assert built == [hashlib.sha256(content).hexdigest()] * 2
-    assert [path.suffix for path in cache_files()] == [".npy"]
+    assert [path.suffix for path in cache_files()] == [".bin"]
 
 
 # ------------------------------------------------------------------------------------ the loader

@@ -1,4 +1,3 @@
-import json
 import shutil
 from dataclasses import replace
 
@@ -18,6 +17,7 @@ from unetlib.runs import (
     run_folder,
     run_lock,
 )
+from unetlib.sealed import read_json, write_json
 from unetlib.training import fit
 
 RECIPE = Recipe(widths=(2, 4), size=8, epochs=2, precision="fp32", lr=1e-2)
@@ -78,10 +78,10 @@ def test_a_run_opens_as_it_was(two_runs):
 
 def test_other_versions_are_noted_and_nothing_is_trained_again(tables, two_runs, capsys):
     path = two_runs[0].folder / "run.json"
-    details = json.loads(path.read_text())
+    details = read_json(path)
     now = details["versions"]["torch"]
     details["versions"]["torch"] = "1.0"
-    path.write_text(json.dumps(details))
+    write_json(path, details)
     capsys.readouterr()
     run = fit(RECIPE, *tables)
     lines = capsys.readouterr().out.splitlines()
