@@ -91,7 +91,7 @@ def test_each_problem_is_named_with_its_file_and_left_out(own_data_set, damage, 
         samples = find_samples(own_data_set)
     assert "000000000000_05" not in set(samples["id"])
     assert len(samples) == 11
-    ((named, reason),) = samples.attrs["problems"]
+    ((named, reason, _),) = samples.attrs["problems"]
     assert named.endswith(file)
     assert reason.startswith(problem)
 
@@ -130,7 +130,7 @@ def test_masks_saved_as_png_are_found(own_data_set):
 
 
 def test_an_empty_folder_is_an_error_that_names_the_remedy(tmp_path):
-    with pytest.raises(DataError, match=r"No images in .*: point UNETLIB_DATA at a folder"):
+    with pytest.raises(DataError, match="no images here; point UNETLIB_DATA at a folder"):
         find_samples(tmp_path)
 
 

@@ -22,7 +22,7 @@ from unetlib.formats import FILES
 from unetlib.model import load_model
 from unetlib.runs import load_run
 
-COMMANDS = ["train", "export", "predict", "compare", "download", "subset"]
+COMMANDS = ["train", "export", "predict", "compare", "download", "subset", "check"]
 SETTINGS = {"--epochs": 1, "--lr": 3e-4, "--batch-size": 8, "--size": 32, "--seed": 3}
 TRAIN = ["train", "--json", *(word for pair in SETTINGS.items() for word in pair)]
 
@@ -241,7 +241,7 @@ def test_an_error_in_a_terminal_is_one_line_and_status_1(tmp_path):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["train", "--data", "{tmp}"], "No images in"),
+        (["train", "--data", "{tmp}"], "no images here"),
         (["compare", "--models", "{tmp}"], "no exported model here"),
         (["export", "--checkpoint", "{tmp}/none.pth"], "no such file"),
         (["subset", "{data}", "{tmp}/small", "--cars", "99"], "has 5 cars with masks"),

@@ -12,7 +12,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from unetlib.carvana import DataError, read_metadata, read_rles, rle_decode, rle_encode
+from unetlib.pictures import DataError, rle_decode, rle_encode
+from unetlib.tables import read_metadata, read_rles
 
 numbers = st.one_of(st.integers(-2, 40), st.integers())
 codes = st.one_of(

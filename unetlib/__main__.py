@@ -7,6 +7,7 @@ python -m unetlib export
 python -m unetlib predict photo.jpg folder/ --model models/unet_model_int8.onnx --output masks
 python -m unetlib compare --models models
 python -m unetlib download --subset 40
+python -m unetlib check data/carvana
 python -m unetlib subset --cars 40 --size 480x320 SOURCE TARGET
 """
 
@@ -23,7 +24,7 @@ from accelerate import PartialState
 from tyro.conf import OmitArgPrefixes, Positional, arg
 
 from unetlib import config
-from unetlib.carvana import DataError, find_samples, split_by_car
+from unetlib.carvana import DataError, check, find_samples, split_by_car
 from unetlib.download import download, write_subset
 from unetlib.export import export_all
 from unetlib.formats import FILES
@@ -42,7 +43,8 @@ from unetlib.training import TrainingError, fit
 
 DESCRIPTION = "Train, export, compare and use a small U-Net on the Carvana Image Masking Challenge."
 
-Data = Annotated[Path | None, arg(help="Data set in Carvana's layout; default: UNETLIB_DATA.")]
+DATA_HELP = "Data set in Carvana's layout; default: UNETLIB_DATA."
+Data = Annotated[Path | None, arg(help=DATA_HELP)]
 Json = Annotated[bool, arg(help="Print one JSON object as the last line of stdout.")]
 
 
@@ -202,6 +204,26 @@ class Subset:
         return dict(data=str(self.target))
 
 
+@dataclass
+class Check:
+    """Find all that is wrong with a data set: damaged pictures, masks and csv files that disagree.
+
+    Ends with status 1 if there is anything.
+    """
+
+    data: Annotated[Positional[Path | None], arg(help=DATA_HELP)] = None
+    json: Json = False
+
+    def __call__(self) -> dict:
+        folder = self.data if self.data is not None else config.data_dir()
+        problems = check(folder).to_dict("records")
+        if self.json:
+            return dict(data=str(folder), problems=problems)
+        for row in problems:
+            print(f"{folder / row['file']}: {row['problem']}; {row['remedy']}.")
+        return dict(data=str(folder), problems=len(problems))
+
+
 def _folder(given: Path | None, default) -> Path:
     return given if given is not None else default()
 
@@ -238,12 +260,13 @@ def main(arguments: list[str] | None = None) -> int:
     """Run one command.
 
     Returns:
-        The exit status: 0; 1 when it failed, and stderr says why; 130 when a training was stopped.
+        The exit status: 0; 1 when it failed, and stderr says why, or when ``check`` has found
+        problems; 130 when a training was stopped.
     """
     warnings.showwarning = lambda message, *_: print(f"warning: {message}", file=sys.stderr)
     commands = {
         command.__name__.lower(): command
-        for command in (_train_from(arguments), Export, Predict, Compare, Download, Subset)
+        for command in (_train_from(arguments), Export, Predict, Compare, Download, Subset, Check)
     }
     command = tyro.extras.subcommand_cli_from_dict(
         commands, prog="python -m unetlib", description=DESCRIPTION, args=arguments
@@ -264,6 +287,8 @@ def main(arguments: list[str] | None = None) -> int:
         print(json.dumps(result))
     else:
         _show(result)
+    if result.get("problems"):
+        return 1
     return 0 if result.get("finished", True) else 130
 
 

@@ -1,4 +1,4 @@
-"""Files on disk -> table of samples: find, check, split by car, run-length codes.
+"""Files on disk -> table of samples: find, check, split by car.
 
 Carvana's layout: ``train/<car>_<angle>.jpg`` and ``train_masks/<car>_<angle>_mask.gif``, where the
 car is 12 hex digits and the angle counts 01..16 round the turntable; ``test/`` holds photos without
@@ -7,33 +7,45 @@ https://www.kaggle.com/c/carvana-image-masking-challenge/data
 """
 
 import hashlib
-import warnings
+import os
 from concurrent.futures import ThreadPoolExecutor
 from functools import cache
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
 from tqdm.auto import tqdm
 
 from unetlib import config
+from unetlib.pictures import (
+    ORIENTATION,
+    UNREADABLE,
+    DataError,
+    Problem,
+    load_mask,
+    rle_decode,
+    rle_encode,
+    upright_size,
+    warn_of,
+    why_unreadable,
+)
+from unetlib.tables import ANEW, RLE_TEXT, by_id, read_metadata, read_rles, read_table, some
+
+# For everybody else this file is the place to import these from.
+__all__ = ["DataError", "load_mask", "read_metadata", "read_rles", "rle_decode", "rle_encode"]
 
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png")
-MASK_SUFFIXES = (".gif", ".png")
+MASK_SUFFIXES = (".gif", *IMAGE_SUFFIXES)
 COLUMNS = ["id", "car", "angle", "image", "mask", "width", "height"]
-
-
-class DataError(ValueError):
-    """The data cannot be used: one sentence that names the file and the remedy."""
+FEW_CARS = 5  # with fewer, the validation score hangs on one car
 
 
 def find_samples(root: str | Path | None = None) -> pd.DataFrame:
     """List a data set's images with their masks, one row each.
 
     Every mask is opened and must be two-valued and of its image's size. A file that cannot be used
-    is left out and named in a warning; ``table.attrs["problems"]`` lists them all as
-    ``(file, problem)``.
+    is left out and named in a warning. ``check`` looks more closely.
 
     Args:
         root: a folder in Carvana's layout; None: ``config.data_dir()``.
@@ -41,99 +53,219 @@ def find_samples(root: str | Path | None = None) -> pd.DataFrame:
     Returns:
         A table sorted by id, training images before test images, with columns ``id``
         ("<car>_<angle>"), ``car``, ``angle`` (int), ``image`` and ``mask`` (paths as str; the mask
-        of a test image is ""), ``width`` and ``height`` (pixels, int).
+        of a test image is ""), ``width`` and ``height`` (int, pixels of the upright image).
+        ``table.attrs["problems"]`` lists what was found, as ``(file, problem, remedy)``.
 
     Raises:
         DataError: the folder holds no usable image.
     """
     root = Path(root) if root is not None else config.data_dir()
-    images_dir = root / "train" if (root / "train").is_dir() else root / "train_hq"
-    images = _files(images_dir, IMAGE_SUFFIXES)
-    masks = {
-        path.stem.removesuffix("_mask"): path
-        for path in _files(root / "train_masks", MASK_SUFFIXES)
-    }
-    jobs = [(path, masks.pop(path.stem, None), True) for path in images]
-    jobs += [(path, None, False) for path in _files(root / "test", IMAGE_SUFFIXES)]
-    if not jobs:
-        raise DataError(
-            f"No images in {images_dir}: point UNETLIB_DATA at a folder in Carvana's layout "
-            "(train/<id>_<nn>.jpg and train_masks/<id>_<nn>_mask.gif)."
-        )
-    with ThreadPoolExecutor() as pool:
-        checks = pool.map(lambda job: _check_pair(*job), jobs)
-        checked = list(tqdm(checks, "checking images", len(jobs), disable=len(jobs) < 1000))
-    problems = [problem for row, problem in checked if problem]
-    problems += [(str(path), "mask without an image of that id") for path in masks.values()]
-    rows = [row for row, problem in checked if row]
-    _warn(problems)
+    rows, left_out, doubtful = _inspect(root)
+    warn_of("left out", left_out)
+    warn_of("kept, but doubtful", doubtful)
     if not rows:
-        raise DataError(f"No usable image in {root}: {problems[0][0]}: {problems[0][1]}.")
+        raise DataError(f"No usable image in {root}: {left_out[0]}")
     samples = pd.DataFrame(rows, columns=COLUMNS)
-    samples.attrs["problems"] = problems
+    samples.attrs["problems"] = left_out + doubtful
     return samples
 
 
-def _files(folder: Path, suffixes: tuple[str, ...]) -> list[Path]:
-    if not folder.is_dir():
+def check(root: str | Path | None = None) -> pd.DataFrame:
+    """Find all that is wrong with a data set at once: decode every file, compare the csv files.
+
+    Nothing is changed. ``find_samples`` is faster: it trusts the inside of photos and reads no csv.
+
+    Args:
+        root: a folder in Carvana's layout; None: ``config.data_dir()``.
+
+    Returns:
+        A table of text with a row for each problem and the columns ``file`` (as seen from root),
+        ``problem`` and ``remedy``; no rows if all is well.
+    """
+    root = Path(root) if root is not None else config.data_dir()
+    table, problems = read_table(root / "train_masks.csv", ["img", "rle_mask"], **RLE_TEXT)
+    rles = None if table is None else by_id(table)
+    try:
+        rows, left_out, doubtful = _inspect(root, True, rles)
+    except DataError as error:
+        rows, left_out, doubtful = [], [error.problem], []
+    problems += left_out + doubtful + _ignored(root)
+    samples = pd.DataFrame(rows, columns=COLUMNS)
+    labelled = samples[samples["mask"] != ""]
+    if rles is not None:
+        pictures = {path.stem for path in _files(_train_dir(root), IMAGE_SUFFIXES)}
+        path, lost = root / "train_masks.csv", set(rles.index) - pictures
+        missing = set(labelled["id"]) - set(rles.index)
+        problems += some(path, missing, "image(s) without a row", ANEW)
+        problems += some(path, lost, "row(s) without an image", "restore the images")
+    metadata, found = read_table(root / "metadata.csv", ["id"])
+    problems += found
+    if metadata is not None:
+        cars = set(samples["car"]) - set(metadata["id"])
+        problems += some(
+            root / "metadata.csv", cars, "car(s) without a line", "add a line for each"
+        )
+    if rows and labelled["car"].nunique() < FEW_CARS:
+        few = f"{labelled['car'].nunique()} car(s) with masks, hardly enough to train and judge"
+        problems.append(Problem(str(root), few, f"add cars, to have {FEW_CARS} or more"))
+    found = pd.DataFrame(problems, columns=Problem._fields)
+    return found.assign(file=[_seen_from(root, file) for file in found["file"]])
+
+
+def _seen_from(root: Path, file: str) -> str:
+    path = Path(file)
+    return path.relative_to(root).as_posix() if path.is_relative_to(root) else file
+
+
+def _ignored(root: Path) -> list[Problem]:
+    folders = {_train_dir(root): IMAGE_SUFFIXES, root / "train_masks": MASK_SUFFIXES}
+    return [
+        Problem(str(path), "ignored: not a JPEG or PNG file", "convert it or move it elsewhere")
+        for folder, suffixes in {**folders, root / "test": IMAGE_SUFFIXES}.items()
+        for path in _files(folder)
+        if path.suffix.lower() not in suffixes and not path.is_dir()
+    ]
+
+
+def _inspect(root: Path, whole: bool = False, rles: pd.Series | None = None):
+    """(rows of usable images, problems of files left out, problems of files kept)."""
+    masks, left_out, doubtful = {}, _misplaced(root), []
+    for path in _files(root / "train_masks", MASK_SUFFIXES):
+        if masks.setdefault(path.stem.removesuffix("_mask"), path) != path:
+            left_out.append(Problem(str(path), "a second mask of one image", "delete one of them"))
+    images = _files(_train_dir(root), IMAGE_SUFFIXES)
+    jobs = [(path, masks.pop(path.stem, None), True) for path in images]
+    jobs += [(path, None, False) for path in _files(root / "test", IMAGE_SUFFIXES)]
+    if not jobs:
+        raise DataError((left_out or [_no_images(root)])[0])
+    with ThreadPoolExecutor() as pool:
+        results = pool.map(lambda job: _inspect_pair(*job, whole, rles), jobs)
+        silent = len(jobs) < 1000 and not whole
+        inspected = list(tqdm(results, "checking images", len(jobs), disable=silent))
+    rows = {}
+    for row, problems in inspected:
+        if row and rows.setdefault(row[0], row) is not row:
+            left_out.append(Problem(row[3], "another image has this id", "rename or delete it"))
+        (doubtful if row else left_out).extend(problems)
+    left_out += [
+        Problem(str(path), "mask without an image of that id", "restore the image or delete it")
+        for path in masks.values()
+    ]
+    return list(rows.values()), left_out, doubtful
+
+
+def _inspect_pair(image: Path, mask: Path | None, labelled: bool, whole: bool, rles):
+    """(row, doubts) of a usable image, else (None, [problem])."""
+    car, _, angle = image.stem.rpartition("_")
+    if not car or not angle.isdecimal():
+        remedy = "rename it, as in 0123456789ab_01.jpg"
+        return None, [Problem(str(image), "the name is not <car>_<angle>", remedy)]
+    try:
+        with Image.open(image) as opened:
+            width, height = upright_size(opened)
+            turned = opened.getexif().get(ORIENTATION, 1) in range(2, 9)
+            turned = turned and (width, height) == opened.size
+            if whole or not _ends_well(image):
+                opened.load()
+    except UNREADABLE as error:
+        why, remedy = why_unreadable(image, error)
+        return None, [Problem(str(image), f"unreadable image ({why})", remedy)]
+    size = f"{width}x{height}"
+    if min(width, height) < 4:
+        return None, [Problem(str(image), f"an image of {size} pixels shows no car", "delete it")]
+    row = (image.stem, car, int(angle), str(image), str(mask or ""), width, height)
+    if not labelled:
+        return row, []
+    if mask is None:
+        problem = f"image without its mask train_masks/{image.stem}_mask.gif"
+        return None, [Problem(str(image), problem, "restore the mask, or move the image to test/")]
+    try:
+        car_pixels = load_mask(mask)
+    except DataError as error:
+        return None, [error.problem]
+    if car_pixels.shape != (height, width):
+        problem = (
+            f"mask of {car_pixels.shape[1]}x{car_pixels.shape[0]} pixels for an image of {size}"
+        )
+        return None, [Problem(str(mask), problem, "draw it anew over the upright image")]
+    doubts = []
+    if car_pixels.all() or not car_pixels.any():
+        colour = "white: all of it is car" if car_pixels.any() else "black: no car in it"
+        doubts.append(Problem(str(mask), f"the mask is all {colour}", "compare it with the photo"))
+    if turned:
+        problem = (
+            "turned by its EXIF tag, and the size does not tell whether its mask is turned too"
+        )
+        doubts.append(Problem(str(image), problem, "compare the two, and save it without the tag"))
+    if rles is not None and image.stem in rles.index:
+        doubts += _compare(rles[image.stem], car_pixels, mask)
+    return row, doubts
+
+
+def _compare(rle: str, mask: np.ndarray, path: Path) -> list[Problem]:
+    table = path.parent.with_suffix(".csv")
+    try:
+        wrong = (rle_decode(rle, *mask.shape) != mask).sum()
+    except DataError as error:
+        return [Problem(str(table), f"row {path.stem}: {str(error).rstrip('.')}", ANEW)]
+    problem = f"row {path.stem}: differs from the mask in {wrong} pixels"
+    return [Problem(str(table), problem, ANEW)] if wrong else []
+
+
+def _ends_well(path: Path) -> bool:
+    """Whether a JPEG or PNG file has its end mark, which a file that was cut off lacks."""
+    with path.open("rb") as file:
+        file.seek(-min(64, path.stat().st_size), 2)
+        end = file.read()
+    return b"\xff\xd9" in end or b"IEND" in end
+
+
+def _train_dir(root: Path) -> Path:
+    high_quality = os.path.isdir(root / "train_hq") and not _files(root / "train")
+    return root / ("train_hq" if high_quality else "train")
+
+
+def _files(folder: Path, suffixes: tuple[str, ...] = ("",)) -> list[Path]:
+    if not os.path.isdir(folder) or not os.access(folder, os.R_OK | os.X_OK):
         return []
-    found = (path for path in folder.iterdir() if path.suffix.lower() in suffixes)
+    found = (path for path in folder.iterdir() if path.name.lower().endswith(suffixes))
     return sorted(path for path in found if not path.name.startswith("."))
 
 
-def _check_pair(image: Path, mask: Path | None, needs_mask: bool):
-    """(row, None) for a usable image, else (None, (file, problem))."""
-    car, _, angle = image.stem.rpartition("_")
-    if not car or not angle.isdigit():
-        return None, (str(image), "the name is not <car>_<angle>")
-    try:
-        with Image.open(image) as opened:
-            width, height = opened.size
-    except (OSError, UnidentifiedImageError, Image.DecompressionBombError) as error:
-        return None, (str(image), f"unreadable image ({type(error).__name__})")
-    row = (image.stem, car, int(angle), str(image), str(mask or ""), width, height)
-    if not needs_mask:
-        return row, None
-    if mask is None:
-        return None, (str(image), f"image without its mask train_masks/{image.stem}_mask.gif")
-    try:
-        shape = load_mask(mask).shape
-    except DataError as error:
-        return None, (str(mask), error.args[1])
-    if shape != (height, width):
-        problem = f"mask of {shape[1]}x{shape[0]} pixels for an image of {width}x{height}"
-        return None, (str(mask), problem)
-    return row, None
+def _misplaced(root: Path) -> list[Problem]:
+    """Archives that were not unpacked, and folders that unpacking has put into themselves."""
+    problems = []
+    names = ["train_masks", "test", "train_masks.csv", "metadata.csv"]
+    if not _files(_train_dir(root), IMAGE_SUFFIXES):
+        names = ["train", "train_hq", *names]
+    for name in names:
+        place, archive = root / name, root / f"{name}.zip"
+        deeper = _files(place / name, MASK_SUFFIXES)
+        if archive.is_file() and name != "test" and not place.is_file() and not _files(place):
+            remedy = f'run `python -m zipfile -e "{archive}" "{root}"`'
+            problems.append(Problem(str(archive), "not unpacked", remedy))
+        elif deeper:
+            remedy = f"move its content up into {place}"
+            problems.append(Problem(str(place / name), "one folder too deep", remedy))
+    return problems
 
 
-def _warn(problems: list[tuple[str, str]], most: int = 10) -> None:
-    lines = [f"{file}: {problem}" for file, problem in problems[:most]]
-    if len(problems) > most:
-        lines.append(f"and {len(problems) - most} more")
-    if lines:
-        warnings.warn("left out: " + "\n  ".join(lines), stacklevel=3)
-
-
-def load_mask(path: str | Path) -> np.ndarray:
-    """Read a mask file as a boolean array ``(H, W)``, True on the car.
-
-    Carvana's masks are palette GIFs whose pixels are palette *indices* 0 and 1; going through the
-    palette to grey first makes them, and masks stored as 0/255 greys, read alike.
-
-    Raises:
-        DataError: unreadable, or more than two values; ``args[1]`` is the bare reason.
-    """
-    try:
-        with Image.open(path) as opened:
-            grey = np.asarray(opened.convert("L"))
-    except (OSError, UnidentifiedImageError, Image.DecompressionBombError, SyntaxError) as error:
-        reason = f"unreadable mask ({type(error).__name__})"
-        raise DataError(f"{path}: {reason}; copy the file anew.", reason) from None
-    values = np.flatnonzero(np.bincount(grey.ravel(), minlength=256))
-    if len(values) > 2 or (len(values) == 1 and 0 < values[0] < 255):
-        reason = f"the mask has {len(values)} grey values, not two (0 and 255)"
-        raise DataError(f"{path}: {reason}; save it lossless, without smooth edges.", reason)
-    return grey > 127
+def _no_images(root: Path) -> Problem:
+    """What to do about a folder without images: the right one may be near."""
+    for folder in (root, _train_dir(root)):
+        if os.path.isdir(folder) and not os.access(folder, os.R_OK | os.X_OK):
+            return Problem(str(folder), "you may not look inside", "ask its owner for permission")
+    places = (root.parent, *_files(root))
+    near = [place for place in places if _files(_train_dir(place), IMAGE_SUFFIXES)]
+    remedy = "point UNETLIB_DATA at "
+    if near:
+        remedy += " or ".join(map(str, near[:3]))
+    else:
+        remedy += (
+            "a folder in Carvana's layout (train/<car>_<angle>.jpg and "
+            "train_masks/<car>_<angle>_mask.gif)"
+        )
+    return Problem(str(root), "no images here" if root.is_dir() else "no such folder", remedy)
 
 
 def split_by_car(
@@ -160,81 +292,11 @@ def split_by_car(
     labelled = samples[samples["mask"] != ""]
     cars = np.array(sorted(labelled["car"].unique()))
     if len(cars) < 2:
-        raise DataError(f"{len(cars)} car(s) with masks cannot be split by car: at least 2 needed.")
+        raise DataError(f"{len(cars)} car(s) with masks cannot be split by car: add another car's.")
     count = min(max(1, round(fraction * len(cars))), len(cars) - 1)
     chosen = np.random.default_rng(seed).permutation(cars)[:count]
     in_val = labelled["car"].isin(chosen)
     return labelled[~in_val].reset_index(drop=True), labelled[in_val].reset_index(drop=True)
-
-
-def read_metadata(root: str | Path | None = None) -> pd.DataFrame | None:
-    """Read ``metadata.csv`` (id, year, make, model, trim1, trim2; id is the car).
-
-    Returns None, and says so in one line, when the data set has none. Join it to the samples with
-    ``samples.merge(metadata, left_on="car", right_on="id", suffixes=("", "_car"))``.
-    """
-    return _read_csv(root, "metadata.csv", dtype={"id": str})
-
-
-def read_rles(root: str | Path | None = None) -> pd.Series | None:
-    """Read ``train_masks.csv`` as run-length strings indexed by sample id.
-
-    Returns None, and says so in one line, when the data set has none.
-    """
-    table = _read_csv(root, "train_masks.csv", dtype=str, keep_default_na=False)
-    if table is None:
-        return None
-    ids = table["img"].str.rsplit(".", n=1).str[0].rename("id")
-    return table["rle_mask"].set_axis(ids)
-
-
-def _read_csv(root, name: str, **options) -> pd.DataFrame | None:
-    path = (Path(root) if root is not None else config.data_dir()) / name
-    if not path.is_file():
-        print(f"no {name} in this data set: skipped")
-        return None
-    return pd.read_csv(path, encoding="utf-8-sig", **options)
-
-
-def rle_encode(mask: np.ndarray) -> str:
-    """Write a mask as Carvana's run-length code.
-
-    Pixels count from 1, row by row, left to right and then down; the code is
-    "start length start length ...", "" for an empty mask.
-
-    Args:
-        mask: ``(H, W)``, boolean or 0/1.
-    """
-    flat = np.concatenate([[False], np.asarray(mask, bool).ravel(), [False]])
-    edges = np.flatnonzero(flat[1:] != flat[:-1]) + 1
-    edges[1::2] -= edges[::2]
-    return " ".join(map(str, edges))
-
-
-def rle_decode(rle: str, height: int, width: int) -> np.ndarray:
-    """Read Carvana's run-length code into a boolean mask ``(height, width)``.
-
-    Raises:
-        DataError: odd count, non-integers, lengths below 1, overlaps, or runs beyond the image.
-    """
-    try:
-        numbers = np.array(rle.split(), dtype=np.int64)
-    except (ValueError, OverflowError):
-        raise DataError(f"run-length code {rle[:30]!r}... is not a list of integers.") from None
-    if len(numbers) % 2:
-        raise DataError(f"run-length code {rle[:30]!r}... has an odd count of numbers.")
-    starts, lengths = numbers[::2] - 1, numbers[1::2]
-    ends = starts + lengths
-    inside = not len(starts) or (starts[0] >= 0 and ends[-1] <= height * width)
-    if not inside or (lengths < 1).any() or (starts[1:] < ends[:-1]).any():
-        raise DataError(
-            f"run-length code {rle[:30]!r}... does not fit a {width}x{height} image: runs must "
-            "have a length of at least 1, ascend without overlap and end inside the image."
-        )
-    steps = np.zeros(height * width + 1, np.int8)
-    np.add.at(steps, starts, 1)
-    np.add.at(steps, ends, -1)
-    return steps[:-1].cumsum(dtype=np.int8).astype(bool).reshape(height, width)
 
 
 def fingerprint(samples: pd.DataFrame) -> str:

@@ -11,14 +11,22 @@ from typing import Literal, get_args
 import numpy as np
 import pandas as pd
 import torch
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image
 from torch.utils.data import DataLoader, Dataset
 from torchvision import tv_tensors
 from torchvision.transforms import v2
 from tqdm.auto import tqdm
 
 from unetlib import config
-from unetlib.carvana import DataError, fingerprint, load_mask
+from unetlib.carvana import fingerprint
+from unetlib.pictures import (
+    UNREADABLE,
+    DataError,
+    Problem,
+    load_mask,
+    upright,
+    why_unreadable,
+)
 
 JITTER = 0.4  # mild augmentation: brightness and contrast between 0.6 and 1.4 times
 CACHE_VERSION = 3  # raise it when decoding or the file changes, so that old caches are not used
@@ -54,18 +62,14 @@ def load_image(source, size: int | tuple[int, int]) -> np.ndarray:
             least = max(4 * width, opened.width // 2), max(4 * height, opened.height // 2)
             opened.draft("L", least)
             return _shrink(_to_grey(opened), height, width)
-    except FileNotFoundError:
-        raise DataError(f"{source}: no such file; check the path.") from None
-    except (OSError, UnidentifiedImageError, Image.DecompressionBombError, SyntaxError) as error:
-        raise DataError(
-            f"{source}: cannot be read as an image ({type(error).__name__}); copy the file anew."
-        ) from None
+    except UNREADABLE as error:
+        why, remedy = why_unreadable(source, error)
+        problem = Problem(str(source), f"cannot be read as an image ({why})", remedy)
+        raise DataError(problem) from None
 
 
 def _to_grey(image: Image.Image) -> Image.Image:
-    image = ImageOps.exif_transpose(image)
-    if image.mode.startswith("I"):  # 16-bit greys: keep the upper 8 bits, convert("L") would clip
-        return Image.fromarray((np.asarray(image) >> 8).clip(0, 255).astype(np.uint8))
+    image = upright(image)
     if image.mode == "CMYK":
         image = image.convert("RGB")
     return image.convert("L")
@@ -76,10 +80,12 @@ def _array_to_grey(array: np.ndarray) -> Image.Image:
         array = array[:, :, 0]
     if array.dtype == np.uint16:
         array = (array >> 8).astype(np.uint8)
-    elif array.dtype == bool or (array.dtype.kind == "f" and 0 <= array.min() <= array.max() <= 1):
+    elif array.dtype == bool or (
+        array.dtype.kind == "f" and array.size and 0 <= array.min() <= array.max() <= 1
+    ):
         array = (array * 255.0 + 0.5).astype(np.uint8)
     coloured = array.ndim == 3 and array.shape[2] in (3, 4)
-    if array.dtype != np.uint8 or not (array.ndim == 2 or coloured):
+    if not array.size or array.dtype != np.uint8 or not (array.ndim == 2 or coloured):
         raise DataError(
             f"An array of shape {array.shape} and type {array.dtype} is no image: give (H, W) or "
             "(H, W, 3), uint8 or float in [0, 1]."

@@ -4,11 +4,14 @@ The competition's files may not be passed on, so everybody fetches them with the
 https://www.kaggle.com/c/carvana-image-masking-challenge
 """
 
+import lzma
 import os
 import shutil
 import stat
+import struct
 import tempfile
 import zipfile
+import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path, PurePosixPath
@@ -21,6 +24,7 @@ from tqdm.auto import tqdm
 
 from unetlib import carvana, config
 from unetlib.carvana import DataError
+from unetlib.pictures import upright
 
 COMPETITION = "carvana-image-masking-challenge"
 RULES_URL = f"https://www.kaggle.com/c/{COMPETITION}/rules"
@@ -30,6 +34,10 @@ FULL_PAIRS, FULL_CARS = 5088, 318
 # Photos and GIFs hardly shrink in a zip and the tables shrink about four-fold; a zip bomb shrinks
 # a thousand-fold and more.
 MAX_RATIO = 100
+# What zipfile was seen to raise while reading some 10,000 damaged archives.
+DAMAGED = (zipfile.BadZipFile, EOFError, ValueError, RuntimeError, LookupError)
+DAMAGED += (struct.error, zlib.error, lzma.LZMAError)
+SILENCE = 60  # seconds after which a server that sends nothing is given up
 
 
 def download(
@@ -82,7 +90,8 @@ def _fetch(name: str) -> Path:
     from kagglehub.exceptions import DataCorruptionError, UnauthenticatedError
 
     try:
-        return Path(kagglehub.competition_download(COMPETITION, path=name))
+        with _time_limit(SILENCE):
+            return Path(kagglehub.competition_download(COMPETITION, path=name))
     except UnauthenticatedError:
         raise DataError(f"Kaggle knows no account on this computer: {_TOKEN_HELP}") from None
     except DataCorruptionError:
@@ -96,12 +105,37 @@ def _fetch(name: str) -> Path:
                 f"Kaggle does not hand out {name} to this account (403): accept the competition's "
                 f"rules in a browser at {RULES_URL}, then start the same command again."
             ) from None
-        raise DataError(f"Kaggle answered {status} for {name}: try again later.") from error
+        remedy = _BY_HAND if status == 404 else "try again later"
+        raise DataError(f"Kaggle answered {status} for {name}: {remedy}.") from error
     except requests.RequestException as error:
         raise DataError(
-            f"Kaggle cannot be reached ({type(error).__name__}): check the network, or download "
-            "the archives in a browser and use `python -m unetlib download --from FOLDER`."
+            f"Kaggle cannot be reached, or {name} was cut off ({type(error).__name__}): check the "
+            f"network and start the same command again, which continues; or {_BY_HAND}."
         ) from error
+    except OSError as error:
+        raise DataError(
+            f"{name} cannot be stored in {kagglehub.config.get_cache_folder()} ({error.strerror}): "
+            "make room, or set KAGGLEHUB_CACHE to another folder."
+        ) from error
+
+
+@contextmanager
+def _time_limit(seconds: float) -> Iterator[None]:
+    """Give up on a silent server: kagglesdk sets no limit, and requests would wait for ever."""
+    send = requests.Session.send
+
+    def send_in_time(session, request, **options):
+        options["timeout"] = options.get("timeout") or seconds
+        return send(session, request, **options)
+
+    requests.Session.send = send_in_time
+    try:
+        yield
+    finally:
+        requests.Session.send = send
+
+
+_BY_HAND = "download the archives in a browser and use `python -m unetlib download --from FOLDER`"
 
 
 _TOKEN_HELP = (
@@ -150,12 +184,22 @@ def unpack(archive: str | Path, target: str | Path) -> None:
             for member, path in tqdm(missing, f"unpacking {archive.name}", disable=not missing):
                 path.parent.mkdir(parents=True, exist_ok=True)
                 part = path.with_name(path.name + ".part")
-                with opened.open(member) as packed, part.open("wb") as unpacked:
-                    shutil.copyfileobj(packed, unpacked)
-                part.replace(path)
-    except (zipfile.BadZipFile, EOFError, zipfile.zlib.error) as error:
+                try:
+                    with opened.open(member) as packed, part.open("wb") as unpacked:
+                        shutil.copyfileobj(packed, unpacked)
+                    part.replace(path)
+                finally:
+                    part.unlink(missing_ok=True)
+    except DataError:
+        raise
+    except (OSError, *DAMAGED) as error:
+        if not isinstance(error, OSError) or error.errno is None:  # bz2's own OSError has no number
+            raise DataError(
+                f"{archive} is damaged ({error}): delete it and download it again."
+            ) from error
         raise DataError(
-            f"{archive} is damaged ({error}): delete it and download it again."
+            f"{archive} cannot be unpacked into {target} ({error.strerror}): make room, or choose "
+            "a folder that you may write to; then start the same command again."
         ) from error
 
 
@@ -236,7 +280,9 @@ def write_subset(
             photo = folder / ("train" if row.mask else "test") / f"{row.id}.jpg"
             photo.parent.mkdir(exist_ok=True)
             with Image.open(row.image) as opened:
-                opened.convert("RGB").resize(size, Image.Resampling.BOX).save(photo, quality=92)
+                upright(opened).convert("RGB").resize(size, Image.Resampling.BOX).save(
+                    photo, quality=92
+                )
             if row.mask:
                 mask = _reduce_mask(carvana.load_mask(row.mask), size)
                 _save_mask(mask, folder / "train_masks" / f"{row.id}_mask.gif")

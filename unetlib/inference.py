@@ -21,6 +21,7 @@ from unetlib.dataset import CarvanaDataset, load_image, to_tensor
 from unetlib.formats import FILES, open_model
 from unetlib.metrics import dice
 from unetlib.model import pick_precision
+from unetlib.pictures import upright_size
 
 BATCH_SIZE = 16
 
@@ -92,8 +93,7 @@ def _upright_size(image) -> tuple[int, int]:
     if not isinstance(image, Image.Image):
         with Image.open(image) as opened:
             return _upright_size(opened)
-    turned = image.getexif().get(0x0112, 1) >= 5  # orientations 5 to 8 lie on their side
-    return image.size[::-1] if turned else image.size
+    return upright_size(image)
 
 
 def load_predictor(
