@@ -44,7 +44,8 @@ TORCH_PROBE := import urllib.request; \
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help setup notebooks test test-all test-lowest bench ablations lab refresh handout lint wheelhouse lock clean
+.PHONY: help setup notebooks test test-all test-lowest bench ablations lab refresh faults handout lint \
+	wheelhouse lock clean
 
 help: ## list these commands
 	@echo "make COMMAND, where COMMAND is one of:"
@@ -94,6 +95,9 @@ lab: $(STAMP) ## open the notebooks in JupyterLab
 
 refresh: $(STAMP) ## run the committed notebooks anew, in place (laptop profile)
 	@env -u UNETLIB_DATA -u UNETLIB_PROFILE $(PY) tools/course.py refresh $(NOTEBOOKS)
+
+faults: $(STAMP) ## write tests/FAULTS.md anew: what can go wrong, and which test tries it
+	@$(PY) tools/faults.py
 
 handout: $(STAMP) ## copies without outputs and solutions into build/handout
 	@$(PY) tools/course.py handout $(NOTEBOOKS)

@@ -4,6 +4,7 @@ No test sees the user's data, profile or runs: UNETLIB_DATA points at the drawn 
 a fresh folder, UNETLIB_PROFILE is unset.
 """
 
+import subprocess
 from itertools import groupby
 
 import numpy as np
@@ -74,6 +75,28 @@ def data_set(tmp_path_factory):
 def own_data_set(tmp_path):
     """A smaller set, 2 cars with masks and 1 without, that the test may change."""
     return write_data_set(tmp_path / "own data set", cars=2)
+
+
+@pytest.fixture
+def own_disk(tmp_path):
+    """Call with mount options, for example ``size=64k``: a new file system in memory, its folder.
+
+    Only root can mount: for anybody else the test is skipped.
+    """
+    mounted = []
+
+    def mount(options: str):
+        folder = tmp_path / f"disk {len(mounted)}"
+        folder.mkdir()
+        command = ["mount", "-t", "tmpfs", "-o", options, "tmpfs", folder]
+        if subprocess.run(command, capture_output=True).returncode:
+            pytest.skip("only root can mount a file system")
+        mounted.append(folder)
+        return folder
+
+    yield mount
+    for folder in mounted:
+        subprocess.run(["umount", folder], check=True)
 
 
 @pytest.fixture(scope="session")

@@ -30,7 +30,7 @@ from unetlib.pictures import (
     warn_of,
     why_unreadable,
 )
-from unetlib.tables import ANEW, RLE_TEXT, by_id, read_metadata, read_rles, read_table, some
+from unetlib.tables import ANEW, CARS, RLES, by_id, read_metadata, read_rles, read_table, some
 
 # For everybody else this file is the place to import these from.
 __all__ = ["DataError", "load_mask", "read_metadata", "read_rles", "rle_decode", "rle_encode"]
@@ -83,7 +83,7 @@ def check(root: str | Path | None = None) -> pd.DataFrame:
         ``problem`` and ``remedy``; no rows if all is well.
     """
     root = Path(root) if root is not None else config.data_dir()
-    table, problems = read_table(root / "train_masks.csv", ["img", "rle_mask"], **RLE_TEXT)
+    table, problems = read_table(root / "train_masks.csv", **RLES)
     rles = None if table is None else by_id(table)
     try:
         rows, left_out, doubtful = _inspect(root, True, rles)
@@ -98,7 +98,7 @@ def check(root: str | Path | None = None) -> pd.DataFrame:
         missing = set(labelled["id"]) - set(rles.index)
         problems += some(path, missing, "image(s) without a row", ANEW)
         problems += some(path, lost, "row(s) without an image", "restore the images")
-    metadata, found = read_table(root / "metadata.csv", ["id"])
+    metadata, found = read_table(root / "metadata.csv", **CARS)
     problems += found
     if metadata is not None:
         cars = set(samples["car"]) - set(metadata["id"])
@@ -155,61 +155,65 @@ def _inspect(root: Path, whole: bool = False, rles: pd.Series | None = None):
 
 
 def _inspect_pair(image: Path, mask: Path | None, labelled: bool, whole: bool, rles):
-    """(row, doubts) of a usable image, else (None, [problem])."""
+    """(row, doubts) of a usable image, else (None, problems)."""
     car, _, angle = image.stem.rpartition("_")
     if not car or not angle.isdecimal():
         remedy = "rename it, as in 0123456789ab_01.jpg"
         return None, [Problem(str(image), "the name is not <car>_<angle>", remedy)]
+    size, problems, doubts = None, [], []
     try:
         with Image.open(image) as opened:
-            width, height = upright_size(opened)
-            turned = opened.getexif().get(ORIENTATION, 1) in range(2, 9)
-            turned = turned and (width, height) == opened.size
             if whole or not _ends_well(image):
                 opened.load()
+            size = upright_size(opened)
+            if opened.getexif().get(ORIENTATION, 1) in range(2, 9) and size == opened.size:
+                problem = "turned by its EXIF tag, and nothing tells whether its mask is turned too"
+                remedy = "compare the two, and save it without the tag"
+                doubts += [Problem(str(image), problem, remedy)] if labelled else []
     except UNREADABLE as error:
         why, remedy = why_unreadable(image, error)
-        return None, [Problem(str(image), f"unreadable image ({why})", remedy)]
-    size = f"{width}x{height}"
-    if min(width, height) < 4:
-        return None, [Problem(str(image), f"an image of {size} pixels shows no car", "delete it")]
-    row = (image.stem, car, int(angle), str(image), str(mask or ""), width, height)
-    if not labelled:
-        return row, []
-    if mask is None:
+        problems.append(Problem(str(image), f"unreadable image ({why})", remedy))
+    if size and min(size) < 4:
+        problem = f"an image of {size[0]}x{size[1]} pixels shows no car"
+        problems.append(Problem(str(image), problem, "delete it"))
+    if labelled and mask is None:
         problem = f"image without its mask train_masks/{image.stem}_mask.gif"
-        return None, [Problem(str(image), problem, "restore the mask, or move the image to test/")]
+        remedy = "restore the mask, or move the image to test/"
+        problems.append(Problem(str(image), problem, remedy))
+    elif labelled:
+        found = _inspect_mask(mask, size, None if rles is None else rles.get(image.stem))
+        problems += found[0]
+        doubts += found[1]
+    if problems:
+        return None, problems + doubts
+    return (image.stem, car, int(angle), str(image), str(mask or ""), *size), doubts
+
+
+def _inspect_mask(path: Path, size: tuple[int, int] | None, rle: str | None):
+    """(problems, doubts) of a mask, given its image's size and its run-length code where known."""
     try:
-        car_pixels = load_mask(mask)
+        mask = load_mask(path)
     except DataError as error:
-        return None, [error.problem]
-    if car_pixels.shape != (height, width):
-        problem = (
-            f"mask of {car_pixels.shape[1]}x{car_pixels.shape[0]} pixels for an image of {size}"
-        )
-        return None, [Problem(str(mask), problem, "draw it anew over the upright image")]
+        return [error.problem], []
+    height, width = mask.shape
+    if size and size != (width, height):
+        problem = f"mask of {width}x{height} pixels for an image of {size[0]}x{size[1]}"
+        return [Problem(str(path), problem, "draw it anew over the upright image")], []
     doubts = []
-    if car_pixels.all() or not car_pixels.any():
-        colour = "white: all of it is car" if car_pixels.any() else "black: no car in it"
-        doubts.append(Problem(str(mask), f"the mask is all {colour}", "compare it with the photo"))
-    if turned:
-        problem = (
-            "turned by its EXIF tag, and the size does not tell whether its mask is turned too"
-        )
-        doubts.append(Problem(str(image), problem, "compare the two, and save it without the tag"))
-    if rles is not None and image.stem in rles.index:
-        doubts += _compare(rles[image.stem], car_pixels, mask)
-    return row, doubts
-
-
-def _compare(rle: str, mask: np.ndarray, path: Path) -> list[Problem]:
-    table = path.parent.with_suffix(".csv")
-    try:
-        wrong = (rle_decode(rle, *mask.shape) != mask).sum()
-    except DataError as error:
-        return [Problem(str(table), f"row {path.stem}: {str(error).rstrip('.')}", ANEW)]
-    problem = f"row {path.stem}: differs from the mask in {wrong} pixels"
-    return [Problem(str(table), problem, ANEW)] if wrong else []
+    if mask.all() or not mask.any():
+        problem = f"the mask is all {'white: all of it is car' if mask.any() else 'black: no car'}"
+        doubts.append(Problem(str(path), problem, "compare it with the photo"))
+    if rle is not None:
+        table = str(path.parent.with_suffix(".csv"))
+        try:
+            wrong = (rle_decode(rle, height, width) != mask).sum()
+            problem = f"differs from {path.name} in {wrong} pixels" if wrong else ""
+        except DataError as error:
+            problem = str(error).rstrip(".")
+        if problem:
+            image = path.stem.removesuffix("_mask")
+            doubts.append(Problem(table, f"row {image}: {problem}", ANEW))
+    return [], doubts
 
 
 def _ends_well(path: Path) -> bool:
@@ -226,9 +230,10 @@ def _train_dir(root: Path) -> Path:
 
 
 def _files(folder: Path, suffixes: tuple[str, ...] = ("",)) -> list[Path]:
-    if not os.path.isdir(folder) or not os.access(folder, os.R_OK | os.X_OK):
+    try:
+        found = [path for path in folder.iterdir() if path.name.lower().endswith(suffixes)]
+    except OSError:  # no such folder, or one that may not be looked into
         return []
-    found = (path for path in folder.iterdir() if path.name.lower().endswith(suffixes))
     return sorted(path for path in found if not path.name.startswith("."))
 
 
@@ -241,7 +246,8 @@ def _misplaced(root: Path) -> list[Problem]:
     for name in names:
         place, archive = root / name, root / f"{name}.zip"
         deeper = _files(place / name, MASK_SUFFIXES)
-        if archive.is_file() and name != "test" and not place.is_file() and not _files(place):
+        packed = os.path.isfile(archive) and not os.path.isfile(place) and not _files(place)
+        if packed and name != "test":
             remedy = f'run `python -m zipfile -e "{archive}" "{root}"`'
             problems.append(Problem(str(archive), "not unpacked", remedy))
         elif deeper:
@@ -253,8 +259,12 @@ def _misplaced(root: Path) -> list[Problem]:
 def _no_images(root: Path) -> Problem:
     """What to do about a folder without images: the right one may be near."""
     for folder in (root, _train_dir(root)):
-        if os.path.isdir(folder) and not os.access(folder, os.R_OK | os.X_OK):
+        try:
+            os.listdir(folder)
+        except PermissionError:
             return Problem(str(folder), "you may not look inside", "ask its owner for permission")
+        except OSError:
+            break
     places = (root.parent, *_files(root))
     near = [place for place in places if _files(_train_dir(place), IMAGE_SUFFIXES)]
     remedy = "point UNETLIB_DATA at "
@@ -265,7 +275,7 @@ def _no_images(root: Path) -> Problem:
             "a folder in Carvana's layout (train/<car>_<angle>.jpg and "
             "train_masks/<car>_<angle>_mask.gif)"
         )
-    return Problem(str(root), "no images here" if root.is_dir() else "no such folder", remedy)
+    return Problem(str(root), "no images here" if os.path.isdir(root) else "no such folder", remedy)
 
 
 def split_by_car(
@@ -300,13 +310,21 @@ def split_by_car(
 
 
 def fingerprint(samples: pd.DataFrame) -> str:
-    """12 hex digits that change when any image or mask of the table changes in content."""
+    """12 hex digits that change when any image or mask of the table changes in content.
+
+    Raises:
+        DataError: a file is gone or may not be read.
+    """
     digest = hashlib.sha256()
-    with ThreadPoolExecutor() as pool:
-        paths = [*samples["image"], *samples["mask"]]
-        hashes = pool.map(lambda path: _file_hash(path, *_stamp(path)) if path else "", paths)
-        for name, file_hash in zip([*samples["id"], *samples["id"]], hashes, strict=True):
-            digest.update(f"{name} {file_hash}\n".encode())
+    try:
+        with ThreadPoolExecutor() as pool:
+            paths = [*samples["image"], *samples["mask"]]
+            hashes = pool.map(lambda path: _file_hash(path, *_stamp(path)) if path else "", paths)
+            for name, file_hash in zip([*samples["id"], *samples["id"]], hashes, strict=True):
+                digest.update(f"{name} {file_hash}\n".encode())
+    except OSError as error:
+        remedy = "restore the file, or list the samples anew (find_samples)"
+        raise DataError(Problem(str(error.filename), str(error.strerror), remedy)) from None
     return digest.hexdigest()[:12]
 
 

@@ -21,7 +21,6 @@ from unetlib.dataset import CarvanaDataset, load_image, to_tensor
 from unetlib.formats import FILES, open_model
 from unetlib.metrics import dice
 from unetlib.model import pick_precision
-from unetlib.pictures import upright_size
 
 BATCH_SIZE = 16
 
@@ -93,7 +92,8 @@ def _upright_size(image) -> tuple[int, int]:
     if not isinstance(image, Image.Image):
         with Image.open(image) as opened:
             return _upright_size(opened)
-    return upright_size(image)
+    turned = image.getexif().get(0x0112, 1) >= 5  # orientations 5 to 8 lie on their side
+    return image.size[::-1] if turned else image.size
 
 
 def load_predictor(

@@ -45,8 +45,13 @@ def memory_named(images: int, side: int, device: torch.device) -> Iterator[None]
         yield
     except (RuntimeError, MemoryError) as error:
         out_of_memory = isinstance(error, (MemoryError, torch.OutOfMemoryError))
-        # The words of Linux and macOS, of Windows, of MPS.
-        says_so = ("can't allocate memory", "not enough memory", "out of memory")
+        # The words of Linux and macOS, of Windows, of MPS, of oneDNN, which names no cause.
+        says_so = (
+            "can't allocate memory",
+            "not enough memory",
+            "out of memory",
+            "could not create a primitive",
+        )
         if not out_of_memory and not any(words in str(error) for words in says_so):
             raise
         raise TrainingError(

@@ -1,6 +1,8 @@
 """A data set's csv files, both optional, -> tables: ``train_masks.csv``, ``metadata.csv``."""
 
 import csv
+import io
+import os
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -9,7 +11,9 @@ import pandas as pd
 from unetlib import config
 from unetlib.pictures import DataError, Problem, warn_of
 
-RLE_TEXT = dict(dtype=str, keep_default_na=False)  # an empty code is "", not a missing value
+# An empty code is "", not a missing value; an id of digits only stays text.
+RLES = dict(columns=["img", "rle_mask"], dtype=str, keep_default_na=False)
+CARS = dict(columns=["id"], dtype={"id": str})
 
 
 def read_metadata(root: str | Path | None = None) -> pd.DataFrame | None:
@@ -22,7 +26,7 @@ def read_metadata(root: str | Path | None = None) -> pd.DataFrame | None:
     Raises:
         DataError: not a csv file with a column ``id``.
     """
-    return _read_csv(root, "metadata.csv", ["id"], dtype={"id": str})
+    return _read_csv(root, "metadata.csv", **CARS)
 
 
 def read_rles(root: str | Path | None = None) -> pd.Series | None:
@@ -34,7 +38,7 @@ def read_rles(root: str | Path | None = None) -> pd.Series | None:
     Raises:
         DataError: not a csv file with the columns ``img`` and ``rle_mask``.
     """
-    table = _read_csv(root, "train_masks.csv", ["img", "rle_mask"], **RLE_TEXT)
+    table = _read_csv(root, "train_masks.csv", **RLES)
     return None if table is None else by_id(table)
 
 
@@ -44,12 +48,12 @@ def by_id(table: pd.DataFrame) -> pd.Series:
     return rles[~rles.index.duplicated()]
 
 
-def _read_csv(root, name: str, columns: list[str], **options) -> pd.DataFrame | None:
+def _read_csv(root, name: str, **options) -> pd.DataFrame | None:
     path = (Path(root) if root is not None else config.data_dir()) / name
     if not path.is_file():
         print(f"no {name} in this data set: skipped")
         return None
-    table, problems = read_table(path, columns, **options)
+    table, problems = read_table(path, **options)
     if table is None:
         raise DataError(problems[0])
     warn_of("left out", problems)
@@ -59,33 +63,34 @@ def _read_csv(root, name: str, columns: list[str], **options) -> pd.DataFrame | 
 def read_table(path: Path, columns: list[str], **options):
     """Read a csv file as far as its rows are sound; the first of ``columns`` becomes unique.
 
+    Args:
+        options: for ``pandas.read_csv``, which never gets to see the other rows.
+
     Returns:
         ``(table, problems)``; the table is None if there is no such file, which is no problem, or
         if it is not a csv file with these columns.
     """
-    if not path.is_file():
+    if not os.path.isfile(path):
         return None, []
-    too_long: list[list[str]] = []
     csv.field_size_limit(2**31 - 1)  # the code of a large mask exceeds the usual limit
     try:
-        table = pd.read_csv(
-            path,
-            encoding="utf-8-sig",
-            engine="python",
-            index_col=False,
-            on_bad_lines=too_long.append,
-            **options,
-        )
-        malformed = table[columns].isna().any(axis=1)
-    except (OSError, ValueError, KeyError, csv.Error):
+        with path.open(newline="", encoding="utf-8-sig") as file:
+            header, *rows = (row for row in csv.reader(file) if row)
+        key, *_ = map(header.index, columns)
+    except (OSError, ValueError, csv.Error):
         problem = f"not a csv file with the column(s) {', '.join(columns)}"
         return None, [Problem(str(path), problem, "download it anew, or delete it: it is optional")]
-    names = [*table[columns[0]][malformed].astype(str), *(row[0] for row in too_long)]
-    sound = table[~malformed]
-    doubled = sound[columns[0]].duplicated()
-    problems = some(path, names, "malformed row(s)", ANEW)
-    problems += some(path, sound[columns[0]][doubled], "doubled row(s), the first is used", ANEW)
-    return sound[~doubled], problems
+    malformed = [row[0][:30] for row in rows if len(row) != len(header)]
+    sound, doubled = {}, []
+    for row in rows:
+        if len(row) == len(header) and sound.setdefault(row[key], row) is not row:
+            doubled.append(row[key])
+    text = io.StringIO()
+    csv.writer(text).writerows([header, *sound.values()])
+    text.seek(0)
+    problems = some(path, malformed, "malformed row(s)", ANEW)
+    problems += some(path, doubled, "doubled row(s), the first is used", ANEW)
+    return pd.read_csv(text, **options), problems
 
 
 ANEW = "write the file anew or download it again"

@@ -1,0 +1,861 @@
+"""What a learner's data folder can be like: each fault is made for real in a small data set."""
+
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+import warnings
+import zipfile
+from pathlib import Path
+
+import numpy as np
+import pytest
+from conftest import draw_car, write_data_set
+from PIL import Image, ImageFilter
+
+from unetlib import carvana, config
+from unetlib.__main__ import main
+from unetlib.carvana import DataError, check, find_samples, load_mask, read_metadata, read_rles
+from unetlib.dataset import CarvanaDataset, load_image
+from unetlib.download import write_subset
+
+ID = "000000000000_05"
+PHOTO, MASK = f"train/{ID}.jpg", f"train_masks/{ID}_mask.gif"
+
+
+def fault(what: str, outcome: str, *values):
+    """A parameter that is a row of tests/FAULTS.md."""
+    return pytest.param(*values, marks=pytest.mark.fault(what, outcome), id=what)
+
+
+@pytest.fixture
+def root(tmp_path):
+    """5 cars with masks and 1 without, 4 angles each; nothing is wrong with it."""
+    return write_data_set(tmp_path / "data", cars=5)
+
+
+def contents(folder: Path) -> dict:
+    return {
+        path: path.readlink() if path.is_symlink() else path.read_bytes()
+        for path in folder.rglob("*")
+        if path.is_symlink() or path.is_file()
+    }
+
+
+def true_mask() -> np.ndarray:
+    return np.asarray(draw_car(0, 5)[1]) == 1
+
+
+def replace_mask(root: Path, image: Image.Image, suffix: str = ".png", **options) -> None:
+    (root / MASK).unlink()
+    image.save((root / MASK).with_suffix(suffix), **options)
+
+
+# --------------------------------------------------------------------- one file that cannot be used
+
+
+def cut_off(path: Path) -> None:
+    raw = path.read_bytes()
+    path.write_bytes(raw[: len(raw) // 2])
+
+
+def zero_tail(path: Path) -> None:
+    raw = path.read_bytes()
+    path.write_bytes(raw[:-400] + bytes(400))
+
+
+def photo_as_png(root, **options) -> Path:
+    path = (root / PHOTO).with_suffix(".png")
+    Image.open(root / PHOTO).save(path, **options)
+    (root / PHOTO).unlink()
+    return path
+
+
+def smooth_jpeg_mask(root):
+    grey = Image.fromarray(true_mask()).convert("L")
+    replace_mask(root, grey.filter(ImageFilter.GaussianBlur(1)), ".jpg")
+
+
+def animated_mask(root):
+    frames = [Image.fromarray(true_mask()).convert("L"), Image.new("L", (60, 40))]
+    frames[0].save(root / MASK, save_all=True, append_images=frames[1:])
+
+
+def mask_with_a_black_palette(root):
+    mask = Image.fromarray(true_mask().astype(np.uint8))
+    mask.putpalette([0, 0, 0, 0, 0, 0])
+    replace_mask(root, mask)
+
+
+def decompression_bomb(path: Path) -> None:
+    path.unlink()
+    Image.new("1", (20_000, 20_000)).save(path.with_suffix(".png"))
+
+
+def mask_of_the_stored_size(root):
+    """The photo is seen upright at 40x60, its mask was drawn over the stored 60x40 pixels."""
+    exif = Image.Exif()
+    exif[carvana.ORIENTATION] = 6
+    Image.open(root / PHOTO).save(root / PHOTO, exif=exif)
+
+
+def link_to_nowhere(root):
+    (root / PHOTO).unlink()
+    (root / PHOTO).symlink_to(root / "nowhere.jpg")
+
+
+def folder_as_photo(root):
+    (root / PHOTO).unlink()
+    (root / PHOTO).mkdir()
+
+
+def second_mask(root):
+    shutil.copy(root / MASK, root / f"train_masks/{ID}.gif")
+
+
+LEFT_OUT = "left out and named, the others are kept"
+PAGE = "<!DOCTYPE html><html><body>Error 403</body></html>"
+
+
+@pytest.mark.parametrize(
+    ("damage", "file", "problem"),
+    [
+        fault(
+            "image without mask", LEFT_OUT, lambda root: (root / MASK).unlink(), PHOTO, "its mask"
+        ),
+        fault(
+            "mask without image",
+            LEFT_OUT,
+            lambda root: (root / PHOTO).unlink(),
+            MASK,
+            "mask without an image",
+        ),
+        fault(
+            "mask of another size",
+            LEFT_OUT,
+            lambda root: replace_mask(root, Image.new("1", (30, 20)), ".gif"),
+            MASK,
+            "mask of 30x20 pixels for an image of 60x40",
+        ),
+        fault(
+            "mask as antialiased JPEG",
+            LEFT_OUT,
+            smooth_jpeg_mask,
+            MASK.replace("gif", "jpg"),
+            "grey values, not two",
+        ),
+        fault("mask as animated GIF", LEFT_OUT, animated_mask, MASK, "2 frames, not one"),
+        fault(
+            "mask whose palette is all black",
+            LEFT_OUT,
+            mask_with_a_black_palette,
+            MASK.replace("gif", "png"),
+            "palette shows",
+        ),
+        fault(
+            "mask cut off", LEFT_OUT, lambda root: cut_off(root / MASK), MASK, "cut off or damaged"
+        ),
+        fault(
+            "mask of zero bytes",
+            LEFT_OUT,
+            lambda root: (root / MASK).write_bytes(b""),
+            MASK,
+            "unreadable mask (an empty file)",
+        ),
+        fault(
+            "mask that is a web page",
+            LEFT_OUT,
+            lambda root: (root / MASK).write_text(PAGE),
+            MASK,
+            "unreadable mask (a web page)",
+        ),
+        fault(
+            "mask of 20,000x20,000 pixels",
+            LEFT_OUT,
+            lambda root: decompression_bomb(root / MASK),
+            MASK.replace("gif", "png"),
+            "million pixels",
+        ),
+        fault("two masks of one image", "the second is named", second_mask, MASK, "a second mask"),
+        fault(
+            "JPEG cut off",
+            LEFT_OUT,
+            lambda root: cut_off(root / PHOTO),
+            PHOTO,
+            "unreadable image (cut off or damaged)",
+        ),
+        fault(
+            "JPEG of the right length whose end is zeros",
+            LEFT_OUT,
+            lambda root: zero_tail(root / PHOTO),
+            PHOTO,
+            "cut off or damaged",
+        ),
+        fault(
+            "PNG photo cut off",
+            LEFT_OUT,
+            lambda root: cut_off(photo_as_png(root)),
+            PHOTO.replace("jpg", "png"),
+            "cut off or damaged",
+        ),
+        fault(
+            "photo of zero bytes",
+            LEFT_OUT,
+            lambda root: (root / PHOTO).write_bytes(b""),
+            PHOTO,
+            "unreadable image (an empty file)",
+        ),
+        fault(
+            "text named .jpg",
+            LEFT_OUT,
+            lambda root: (root / PHOTO).write_text("a list of cars"),
+            PHOTO,
+            "unreadable image (no picture inside)",
+        ),
+        fault(
+            "HTML error page named .jpg",
+            LEFT_OUT,
+            lambda root: (root / PHOTO).write_text(PAGE),
+            PHOTO,
+            "unreadable image (a web page)",
+        ),
+        fault(
+            "photo of 1x1 pixel",
+            LEFT_OUT,
+            lambda root: Image.new("RGB", (1, 1)).save(root / PHOTO),
+            PHOTO,
+            "1x1 pixels shows no car",
+        ),
+        fault(
+            "photo of 20,000x20,000 pixels (decompression bomb)",
+            LEFT_OUT,
+            lambda root: decompression_bomb(root / PHOTO),
+            PHOTO.replace("jpg", "png"),
+            "more than 179 million pixels",
+        ),
+        fault(
+            "EXIF-rotated photo, mask as stored",
+            LEFT_OUT,
+            mask_of_the_stored_size,
+            MASK,
+            "mask of 60x40 pixels for an image of 40x60",
+        ),
+        fault("link to a file that is gone", LEFT_OUT, link_to_nowhere, PHOTO, "a link to a file"),
+        fault("folder named .jpg", LEFT_OUT, folder_as_photo, PHOTO, "Is a directory"),
+        fault(
+            "photo not named <car>_<angle>",
+            LEFT_OUT,
+            lambda root: (root / PHOTO).rename(root / "train/holiday.jpg"),
+            "train/holiday.jpg",
+            "the name is not",
+        ),
+        fault(
+            "angle in superscript digits",
+            LEFT_OUT,
+            lambda root: (root / PHOTO).rename(root / "train/car_²³.jpg"),
+            "train/car_²³.jpg",
+            "the name is not",
+        ),
+        fault(
+            "one id in train/ and test/",
+            "the one in test/ is left out and named",
+            lambda root: shutil.copy(root / PHOTO, root / f"test/{ID}.jpg"),
+            f"test/{ID}.jpg",
+            "another image has this id",
+        ),
+    ],
+)
+def test_a_bad_file_is_left_out_and_named_with_a_remedy(root, damage, file, problem):
+    damage(root)
+    before = contents(root)
+    with pytest.warns(UserWarning, match="left out") as caught:
+        samples = find_samples(root)
+    (warned,) = [str(one.message) for one in caught if "left out" in str(one.message)]
+    (named,) = [one for one in samples.attrs["problems"] if problem in one.problem]
+    assert named.file == str(root / file) and str(named) in warned
+    assert len(samples) in (23, 24) and samples["id"].is_unique
+    assert len(CarvanaDataset(samples[samples["mask"] != ""], 16, cache=False)) in (19, 20)
+    (row,) = check(root).query("file == @file").itertuples()
+    assert problem in row.problem and row.remedy
+    assert contents(root) == before
+
+
+@pytest.mark.fault("photo in a format the course does not read", "check names it")
+def test_a_file_that_would_be_ignored_is_named_by_check(root):
+    Image.open(root / PHOTO).save(root / "train" / f"{ID}.webp")
+    (row,) = check(root).itertuples()
+    assert (row.file, row.problem) == (f"train/{ID}.webp", "ignored: not a JPEG or PNG file")
+
+
+@pytest.mark.fault("photo that you may not read", LEFT_OUT)
+def test_a_photo_without_permission_is_left_out():
+    """As nobody, because root may read everything; /tmp, because nobody may enter root's folder."""
+    with tempfile.TemporaryDirectory() as folder:
+        root = write_data_set(Path(folder, "data"))
+        (root / PHOTO).chmod(0)
+        Path(folder).chmod(0o755)
+        if not os.geteuid():
+            os.seteuid(65534)
+        try:
+            with pytest.warns(UserWarning, match=r"Permission denied.*who may read it"):
+                samples = find_samples(root)
+        finally:
+            os.seteuid(os.getuid())
+    assert len(samples) == 23
+
+
+@pytest.mark.fault("photo deleted after the table was made", "named, with the remedy")
+@pytest.mark.parametrize("cache", [True, False])
+def test_a_photo_that_vanishes_is_named(root, cache):
+    samples = find_samples(root)
+    (root / PHOTO).unlink()
+    with pytest.raises(DataError, match=f"{ID}.jpg.*;") as caught:
+        CarvanaDataset(samples[samples["mask"] != ""], 16, cache=cache)
+    assert "\n" not in str(caught.value)
+
+
+# --------------------------------------------------------------------------- files that can be used
+
+
+def coloured_mask(root):
+    red = np.zeros((40, 60, 3), np.uint8)
+    red[true_mask(), 0] = 128
+    replace_mask(root, Image.fromarray(red))
+
+
+def swapped_palette_mask(root):
+    mask = Image.fromarray((~true_mask()).astype(np.uint8))
+    mask.putpalette([255, 255, 255, 0, 0, 0])
+    replace_mask(root, mask)
+
+
+def grey_mask(mode="L", factor=255):
+    def replace(root):
+        grey = Image.fromarray(true_mask().astype(np.uint8) * np.uint8(factor))
+        replace_mask(root, grey.convert(mode))
+
+    return replace
+
+
+def mask_of_16_bits(root):
+    replace_mask(root, Image.fromarray(true_mask().astype(np.uint16) * 65535))
+
+
+READ_RIGHT = "read as what it shows"
+
+
+@pytest.mark.parametrize(
+    "store",
+    [
+        fault("mask as 0/255 PNG", READ_RIGHT, grey_mask()),
+        fault("mask as 0/1 PNG, black to the eye", READ_RIGHT, grey_mask(factor=1)),
+        fault("mask as RGB", READ_RIGHT, grey_mask("RGB")),
+        fault("mask as RGBA", READ_RIGHT, grey_mask("RGBA")),
+        fault("mask as dark red on black", READ_RIGHT, coloured_mask),
+        fault("mask as 16-bit PNG", READ_RIGHT, mask_of_16_bits),
+        fault("palette mask with swapped indices", READ_RIGHT, swapped_palette_mask),
+    ],
+)
+def test_a_mask_is_read_right_however_it_is_stored(root, store):
+    store(root)
+    samples = find_samples(root)
+    row = samples[samples["id"] == ID].iloc[0]
+    np.testing.assert_array_equal(load_mask(row["mask"]), true_mask())
+    assert check(root).empty
+
+
+def photo_as(mode, suffix):
+    def replace(root):
+        photo = Image.open(root / PHOTO).convert(mode)
+        (root / PHOTO).unlink()
+        photo.save((root / PHOTO).with_suffix(suffix), quality=95)
+
+    return replace
+
+
+def photo_of_16_bits(root):
+    grey = np.asarray(Image.open(root / PHOTO).convert("L"))
+    (root / PHOTO).unlink()
+    Image.fromarray(grey.astype(np.uint16) * 257).save((root / PHOTO).with_suffix(".png"))
+
+
+@pytest.mark.parametrize(
+    "store",
+    [
+        fault("photo as RGBA", READ_RIGHT, photo_as("RGBA", ".png")),
+        fault("photo as 16-bit PNG", READ_RIGHT, photo_of_16_bits),
+        fault("photo as CMYK", READ_RIGHT, photo_as("CMYK", ".jpg")),
+        fault("photo named .JPG", READ_RIGHT, photo_as("RGB", ".JPG")),
+    ],
+)
+def test_a_photo_is_read_right_however_it_is_stored(root, store, tmp_path):
+    expected = load_image(root / PHOTO, (40, 60)).astype(int)
+    store(root)
+    samples = find_samples(root)
+    row = samples[samples["id"] == ID].iloc[0]
+    assert np.abs(load_image(row["image"], (40, 60)) - expected).mean() < 3
+    assert check(root).empty
+    subset = write_subset(root, tmp_path / "subset", 5, size=(60, 40))
+    assert np.abs(load_image(subset / PHOTO, (40, 60)) - expected).mean() < 4
+
+
+@pytest.mark.fault("EXIF-rotated photo, mask as seen", "photo, mask and size columns agree")
+@pytest.mark.parametrize(
+    ("orientation", "turn"), [(6, Image.Transpose.ROTATE_90), (8, Image.Transpose.ROTATE_270)]
+)
+def test_a_photo_taken_sideways_agrees_with_its_mask(root, orientation, turn, tmp_path):
+    exif = Image.Exif()
+    exif[carvana.ORIENTATION] = orientation
+    expected = load_image(root / PHOTO, (40, 60)).astype(int)
+    Image.open(root / PHOTO).transpose(turn).save(root / PHOTO, quality=95, exif=exif)
+    assert check(root).empty
+    row = find_samples(root).set_index("id").loc[ID]
+    assert (row["width"], row["height"]) == (60, 40)
+    for place in (root, write_subset(root, tmp_path / "subset", 5, size=(60, 40))):
+        photo, mask = load_image(place / PHOTO, (40, 60)), load_mask(place / MASK)
+        assert np.abs(photo - expected).mean() < 4
+        assert photo[mask].mean() < photo[~mask].mean() - 80, "the dark part is the car"
+
+
+def whole_mask(colour):
+    return lambda root: replace_mask(root, Image.new("L", (60, 40), colour))
+
+
+def half_turn(root):
+    exif = Image.Exif()
+    exif[carvana.ORIENTATION] = 3
+    photo = Image.open(root / PHOTO).transpose(Image.Transpose.ROTATE_180)
+    photo.save(root / PHOTO, exif=exif)
+
+
+KEPT = "kept, and named as doubtful"
+
+
+@pytest.mark.parametrize(
+    ("damage", "problem"),
+    [
+        fault("mask all black", KEPT, whole_mask(0), "all black: no car"),
+        fault("mask all white", KEPT, whole_mask(255), "all white: all of it is car"),
+        fault("photo turned by 180 degrees in EXIF", KEPT, half_turn, "turned by its EXIF tag"),
+    ],
+)
+def test_a_doubtful_pair_is_kept_and_named(root, damage, problem):
+    damage(root)
+    (root / "train_masks.csv").unlink()
+    with pytest.warns(UserWarning, match=f"kept, but doubtful: .*{ID}.*{problem}.*; compare"):
+        samples = find_samples(root)
+    assert len(samples) == 24
+    (row,) = check(root).itertuples()
+    assert ID in row.file and problem in row.problem
+
+
+@pytest.mark.fault("unicode and spaces in paths and names", "no difference")
+def test_any_name_will_do(tmp_path):
+    root = write_data_set(tmp_path / "Måns' bilder 車 100 %", cars=5)
+    for path in root.glob("tr*/000000000000_05*"):
+        path.rename(path.with_name(path.name.replace("0" * 12, "röda bilen 1")))
+    (root / "train_masks.csv").unlink()
+    (root / "metadata.csv").unlink()
+    assert check(root).empty
+    samples = find_samples(root)
+    assert "röda bilen 1_05" in set(samples["id"])
+    assert len(CarvanaDataset(samples[samples["mask"] != ""], 16)) == 20
+
+
+@pytest.mark.fault("folder and files that are links", "no difference")
+def test_links_are_followed(root, tmp_path):
+    (root / PHOTO).rename(tmp_path / "elsewhere.jpg")
+    (root / PHOTO).symlink_to(tmp_path / "elsewhere.jpg")
+    (tmp_path / "link").symlink_to(root, target_is_directory=True)
+    assert check(tmp_path / "link").empty
+    assert len(find_samples(tmp_path / "link")) == 24
+
+
+@pytest.mark.fault("read-only data folder", "no difference: nothing is written there")
+def test_a_read_only_folder_is_enough(own_disk):
+    disk = own_disk("size=4m")
+    root = write_data_set(disk / "data", cars=5)
+    subprocess.run(["mount", "-o", "remount,ro", disk], check=True)
+    with pytest.raises(OSError):
+        (root / "new").touch()
+    assert check(root).empty
+    samples = find_samples(root)
+    assert len(CarvanaDataset(samples[samples["mask"] != ""], 16)) == 20
+
+
+# ------------------------------------------------------------------------------------ wrong folders
+
+
+def pack(root, *names):
+    """Archives as Kaggle has them, instead of the folder or file."""
+    for name in names:
+        with zipfile.ZipFile(root / f"{name}.zip", "w") as archive:
+            for path in sorted(root.glob(f"{name}/*")) or [root / name]:
+                archive.write(path, path.relative_to(root))
+        if (root / name).is_dir():
+            shutil.rmtree(root / name)
+        else:
+            (root / name).unlink()
+
+
+def all_packed(root):
+    shutil.rmtree(root / "test")
+    pack(root, "train", "train_masks", "train_masks.csv", "metadata.csv")
+    return root
+
+
+def nested(root):
+    shutil.rmtree(root / "test")
+    for name in ("train", "train_masks"):
+        (root / name).rename(root / "moved")
+        (root / name).mkdir()
+        (root / "moved").rename(root / name / name)
+    return root
+
+
+def empty(root):
+    (root / "nothing").mkdir()
+    return root / "nothing" / "at" / "all"
+
+
+def empty_folder(root):
+    (root / "nothing" / "here").mkdir(parents=True)
+    return root / "nothing" / "here"
+
+
+SAID = "said, with the remedy"
+FOUND = "the right folder is found and suggested"
+
+
+@pytest.mark.parametrize(
+    ("point", "message"),
+    [
+        fault("empty folder", SAID, empty_folder, "{}: no images here; point UNETLIB_DATA at a"),
+        fault("no such folder", SAID, empty, "{}: no such folder; point UNETLIB_DATA at a"),
+        fault(
+            "folder one level too high",
+            FOUND,
+            lambda root: root.parent,
+            "{}: no images here; point UNETLIB_DATA at {root}.",
+        ),
+        fault(
+            "folder one level too low",
+            FOUND,
+            lambda root: root / "train",
+            "{}: no images here; point UNETLIB_DATA at {root}.",
+        ),
+        fault(
+            "archive instead of a folder",
+            FOUND,
+            lambda root: all_packed(root) / "train.zip",
+            "{}: no such folder; point UNETLIB_DATA at",
+        ),
+        fault(
+            "archives not unpacked",
+            "said, with the command that unpacks",
+            all_packed,
+            '{root}/train.zip: not unpacked; run `python -m zipfile -e "{root}/train.zip"',
+        ),
+        fault(
+            "train.zip unpacked into train/",
+            SAID,
+            nested,
+            "{root}/train/train: one folder too deep; move its content up into {root}/train.",
+        ),
+    ],
+)
+def test_a_wrong_folder_is_one_sentence_with_a_remedy(root, point, message, capsys):
+    folder = point(root)
+    before = contents(root)
+    expected = message.format(folder, root=root)
+    with pytest.raises(DataError) as caught:
+        find_samples(folder)
+    assert expected in str(caught.value) and "\n" not in str(caught.value)
+    (row, *_) = check(folder).itertuples()
+    assert row.problem in expected
+    assert main(["check", str(folder)]) == 1
+    assert expected in capsys.readouterr().out
+    assert contents(root) == before
+
+
+@pytest.mark.fault("folder that you may not look into", "said, and whom to ask")
+def test_a_locked_folder_is_no_empty_one():
+    with tempfile.TemporaryDirectory() as folder:
+        root = write_data_set(Path(folder, "data"))
+        (root / "train").chmod(0)
+        shutil.rmtree(root / "test")
+        Path(folder).chmod(0o755)
+        if not os.geteuid():
+            os.seteuid(65534)
+        try:
+            with pytest.raises(DataError, match=r"train: you may not look inside; ask its owner"):
+                find_samples(root)
+        finally:
+            os.seteuid(os.getuid())
+            (root / "train").chmod(0o755)
+
+
+@pytest.mark.fault("one archive of several not unpacked", "named, with the command that unpacks")
+@pytest.mark.parametrize("name", ["train_masks", "train_masks.csv", "metadata.csv"])
+def test_each_archive_left_packed_is_named(root, name):
+    pack(root, name)
+    (row,) = check(root).query("problem == 'not unpacked'").itertuples()
+    assert row.file == f"{name}.zip"
+    words = row.remedy.removeprefix("run `python ").removesuffix("`").split('"')
+    arguments = [*words[0].split(), *(word for word in words[1:] if word.strip())]
+    subprocess.run([sys.executable, *arguments], check=True)
+    assert check(root).empty, "the remedy has helped"
+
+
+@pytest.mark.fault("one car only", "check says that it is hardly enough")
+def test_few_cars_are_a_problem(tmp_path):
+    (row,) = check(write_data_set(tmp_path / "data", cars=1)).itertuples()
+    assert row.problem.startswith("1 car(s) with masks") and "5 or more" in row.remedy
+
+
+# ---------------------------------------------------------------------------------------- csv files
+
+
+def edit(name, change):
+    def apply(root):
+        path = root / name
+        path.write_bytes(change(path.read_bytes()))
+
+    return apply
+
+
+def line(number):
+    """A change that turns one line of a file into the given lines."""
+
+    def change(*new):
+        def apply(raw):
+            lines = raw.splitlines()
+            lines[number : number + 1] = [one.replace(b"{}", lines[number]) for one in new]
+            return b"\n".join(lines) + b"\n"
+
+        return apply
+
+    return change
+
+
+RLES, CARS = "train_masks.csv", "metadata.csv"
+FIRST = "000000000000_01.jpg"
+ROWS_KEPT = "named, the other rows are kept"
+
+
+@pytest.mark.parametrize(
+    ("name", "change", "problem", "rows"),
+    [
+        fault("train_masks.csv lacks a row", "named", RLES, line(1)(), "1 image(s) without", 19),
+        fault(
+            "train_masks.csv with a doubled row",
+            "named, the first is used",
+            RLES,
+            line(1)(b"{}", FIRST.encode() + b",1 1"),
+            f"1 doubled row(s), the first is used: {FIRST}",
+            20,
+        ),
+        fault(
+            "train_masks.csv with a row of three fields",
+            ROWS_KEPT,
+            RLES,
+            line(1)(b"{},again"),
+            f"1 malformed row(s): {FIRST}",
+            19,
+        ),
+        fault(
+            "train_masks.csv with a row without a comma",
+            ROWS_KEPT,
+            RLES,
+            line(1)(FIRST.encode()),
+            f"1 malformed row(s): {FIRST}",
+            19,
+        ),
+        fault(
+            "train_masks.csv with a quotation mark too many",
+            ROWS_KEPT,
+            RLES,
+            line(20)(b'"{}'),
+            "1 malformed row(s)",
+            19,
+        ),
+        fault(
+            "train_masks.csv with a row of an unknown image",
+            "named",
+            RLES,
+            line(1)(b"{}", b"dog_01.jpg,1 1"),
+            "1 row(s) without an image: dog_01",
+            21,
+        ),
+        fault(
+            "metadata.csv lacks a line",
+            "named",
+            CARS,
+            line(1)(),
+            "1 car(s) without a line: 000000000000",
+            5,
+        ),
+        fault(
+            "metadata.csv with a doubled line",
+            "named, the first is used",
+            CARS,
+            line(1)(b"{}", b"{}"),
+            "1 doubled row(s), the first is used: 000000000000",
+            6,
+        ),
+        fault(
+            "metadata.csv with a line of many fields",
+            ROWS_KEPT,
+            CARS,
+            line(1)(b"{},,,,"),
+            "1 malformed row(s): 000000000000",
+            5,
+        ),
+    ],
+)
+def test_bad_rows_are_named_and_the_others_kept(root, name, change, problem, rows):
+    edit(name, change)(root)
+    before = contents(root)
+    assert problem in "\n".join(check(root).query("file == @name")["problem"])
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        table = read_rles(root) if name == RLES else read_metadata(root)
+    assert len(table) == rows
+    if "malformed" in problem or "doubled" in problem:
+        assert problem in str(caught[0].message)
+    else:
+        assert not caught
+    assert contents(root) == before
+
+
+@pytest.mark.parametrize(
+    ("name", "change"),
+    [
+        fault("train_masks.csv of zero bytes", SAID, RLES, lambda raw: b""),
+        fault(
+            "train_masks.csv with semicolons",
+            SAID,
+            RLES,
+            lambda raw: raw.replace(b",", b";"),
+        ),
+        fault("train_masks.csv without a header", SAID, RLES, line(0)()),
+        fault("train_masks.csv is a web page", SAID, RLES, lambda raw: PAGE.encode()),
+        fault("train_masks.csv is a zip file", SAID, RLES, lambda raw: b"PK\x03\x04\x14\xff\0\x9c"),
+        fault(
+            "train_masks.csv saved as UTF-16",
+            SAID,
+            RLES,
+            lambda raw: raw.decode().encode("utf-16"),
+        ),
+        fault("metadata.csv of zero bytes", SAID, CARS, lambda raw: b""),
+        fault("metadata.csv saved as UTF-16", SAID, CARS, lambda raw: raw.decode().encode("utf16")),
+    ],
+)
+def test_a_file_that_is_no_table_is_named(root, name, change):
+    edit(name, change)(root)
+    with pytest.raises(DataError, match=rf"{name}: not a csv file.*download it anew") as caught:
+        (read_rles if name == RLES else read_metadata)(root)
+    assert "\n" not in str(caught.value)
+    (row,) = check(root).itertuples()
+    assert (row.file, row.problem) == (name, caught.value.problem.problem)
+    assert len(find_samples(root)) == 24
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        fault("csv files with CRLF", "no difference", lambda raw: raw.replace(b"\n", b"\r\n")),
+        fault("csv files with a BOM", "no difference", lambda raw: b"\xef\xbb\xbf" + raw),
+        fault("csv files with empty lines", "no difference", lambda raw: raw + b"\n\n"),
+        fault("csv files without a last newline", "no difference", lambda raw: raw.rstrip()),
+    ],
+)
+def test_harmless_differences_of_csv_files(root, change):
+    expected = read_rles(root), read_metadata(root)
+    for name in (RLES, CARS):
+        edit(name, change)(root)
+    assert check(root).empty
+    assert read_rles(root).equals(expected[0]) and read_metadata(root).equals(expected[1])
+
+
+DISAGREES = "check names the row"
+
+
+@pytest.mark.parametrize(
+    ("code", "problem"),
+    [
+        fault("code of another mask", DISAGREES, "1 5", "differs from 000000000000_01_mask.gif in"),
+        fault("code of no car", DISAGREES, "", "differs from 000000000000_01_mask.gif in"),
+        fault("code with overlaps", DISAGREES, "1 5 3 5", "does not fit a 60x40 image"),
+        fault("code with a length of zero", DISAGREES, "1 0", "does not fit a 60x40 image"),
+        fault("code with a negative length", DISAGREES, "9 -2", "does not fit a 60x40 image"),
+        fault("code beyond the end", DISAGREES, "2400 2", "does not fit a 60x40 image"),
+        fault("code that starts at zero", DISAGREES, "0 2", "does not fit a 60x40 image"),
+        fault("code of an odd count", DISAGREES, "1 2 3", "odd count"),
+        fault("code with words", DISAGREES, "1 two", "not a list of integers"),
+        fault(
+            "code whose numbers overflow", DISAGREES, "2 9223372036854775807", "does not fit a 60x"
+        ),
+    ],
+)
+def test_run_lengths_are_compared_with_the_masks(root, code, problem):
+    edit(RLES, line(1)(f"{FIRST},{code}".encode()))(root)
+    (row,) = check(root).itertuples()
+    assert row.file == RLES and row.problem.startswith(f"row {FIRST[:-4]}: ")
+    assert problem in row.problem
+    assert len(find_samples(root)) == 24
+
+
+@pytest.mark.fault("code read as a missing value by plain pandas", SAID)
+def test_a_code_that_is_no_text_is_refused():
+    with pytest.raises(DataError, match=r"nan is not text: read the csv file with"):
+        carvana.rle_decode(float("nan"), 4, 4)
+
+
+# -------------------------------------------------------------------------------------------- check
+
+
+@pytest.mark.fault("eleven faults in one folder", "all are in one table")
+def test_check_reports_all_problems_at_once(root, capfd):
+    (root / MASK).unlink()
+    cut_off(root / "train/000000000001_01.jpg")
+    (root / "train/000000000001_05.jpg").write_bytes(b"")
+    (root / "train_masks/000000000001_05_mask.gif").write_bytes(b"")
+    (root / "test/000000000005_01.jpg").write_text(PAGE)
+    Image.new("L", (60, 40), 9).save(root / "train_masks/000000000002_01_mask.gif")
+    Image.new("1", (9, 9)).save(root / "train_masks/000000000002_05_mask.gif")
+    (root / "train_masks/dog_01_mask.gif").write_bytes((root / "train_masks").name.encode())
+    (root / "train/notes.txt").touch()
+    edit(RLES, line(20)(b"{}", b"{}"))(root)
+    edit(CARS, line(1)())(root)
+    found = check(root)
+    assert list(found.columns) == ["file", "problem", "remedy"]
+    assert found["file"].nunique() == len(found) == 11
+    assert (found["remedy"] != "").all()
+    assert "checking images" in capfd.readouterr().err
+
+
+def test_nothing_is_wrong_with_a_sound_folder(root, capsys):
+    assert check(root).empty
+    assert main(["check", str(root)]) == 0
+    assert capsys.readouterr().out.splitlines() == [f"data: {root}", "problems: 0"]
+
+
+def test_the_embedded_set_has_no_problems():
+    assert check(config.REPOSITORY / "data" / "sample").empty
+
+
+def test_check_in_a_terminal_speaks_json(root, capsys):
+    import json
+
+    (root / PHOTO).write_bytes(b"")
+    assert main(["check", str(root), "--json"]) == 1
+    result = json.loads(capsys.readouterr().out.splitlines()[-1])
+    ((problem,), folder) = result["problems"], result["data"]
+    assert folder == str(root)
+    assert problem == {
+        "file": PHOTO,
+        "problem": "unreadable image (an empty file)",
+        "remedy": "copy the file anew",
+    }
