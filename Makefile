@@ -45,7 +45,8 @@ TORCH_PROBE := import urllib.request; \
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help setup notebooks test test-all bench ablations lab refresh faults handout lint wheelhouse lock clean
+.PHONY: help setup notebooks test test-all test-lowest bench ablations lab refresh faults handout lint \
+	wheelhouse lock clean
 
 help: ## list these commands
 	@echo "make COMMAND, where COMMAND is one of:"
@@ -70,6 +71,16 @@ test: $(STAMP) ## unit tests, then every notebook cell in the ci profile (minute
 test-all: $(STAMP) ## the same, with the slow tests
 	@rm -rf build/test
 	@$(TEST_ENV) $(PY) -m pytest tests notebooks $(PYTEST_NOTEBOOKS) $(PYTEST)
+
+# lowest-direct: the lower bounds of pyproject.toml, and of what these packages need, the newest.
+# Ready-made packages only: on a Python that is newer than a bound, the oldest one made for it.
+test-lowest: $(VENV)/made ## the fast unit tests with the oldest packages allowed (downloads 3 GB)
+	@$(PY) -m venv build/lowest && build/lowest/bin/python -m pip install --quiet uv
+	@build/lowest/bin/uv pip compile --quiet --python build/lowest --resolution lowest-direct \
+		--no-build --extra dev --output-file build/lowest.txt pyproject.toml
+	@build/lowest/bin/uv pip install --python build/lowest --no-build --requirements build/lowest.txt
+	@rm -rf build/test
+	@$(TEST_ENV) build/lowest/bin/python -m pytest tests -m "not slow" --numprocesses=$(JOBS) $(PYTEST)
 
 # Cells of one notebook stay together on one worker (loadscope).
 PYTEST_NOTEBOOKS := --nbval-lax --nbval-current-env --nbval-cell-timeout=600 \

@@ -15,6 +15,7 @@ from PIL import Image, ImageDraw
 # Each run tries the same examples, so that a failure is the change's own; no deadline, because a
 # busy machine is no bug.
 settings.register_profile("course", deadline=None, derandomize=True, max_examples=50)
+settings.register_profile("fuzz", deadline=None, max_examples=3_000)  # --hypothesis-profile=fuzz
 settings.load_profile("course")
 
 WIDTH, HEIGHT = 60, 40

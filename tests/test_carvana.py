@@ -172,6 +172,13 @@ def test_the_split_does_not_depend_on_the_order_of_the_rows(seed, order):
     assert set(split_by_car(table.iloc[order], 0.5, seed)[1]["car"]) == expected
 
 
+def test_the_split_is_the_same_on_every_machine_and_keeps_the_columns():
+    table = sample_table(10)
+    train, val = split_by_car(table, 0.3)
+    assert set(val["car"]) == {"car2", "car4", "car6"}
+    assert list(train.columns) == list(val.columns) == list(table.columns)
+
+
 def test_another_seed_gives_another_split():
     table = sample_table(30)
     sides = {frozenset(split_by_car(table, 0.2, seed)[1]["car"]) for seed in range(5)}
@@ -263,6 +270,10 @@ def encode_pixel_by_pixel(mask) -> str:
 def test_a_mask_by_hand():
     mask = np.array([[0, 1, 1], [1, 0, 0], [0, 0, 1]])
     assert rle_encode(mask) == "2 3 9 1"
+
+
+def test_any_value_but_0_is_car():
+    assert rle_encode(np.array([[0, 255, 7, 0]])) == "2 2"
 
 
 @given(masks)

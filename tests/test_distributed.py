@@ -46,7 +46,7 @@ from unetlib.carvana import find_samples, split_by_car
 from unetlib.dataset import CarvanaDataset
 from unetlib.learner import Learner, start_accelerator
 from unetlib.recipe import Recipe
-from unetlib.training import _validate, fit
+from unetlib.training import fit
 
 recipes, weights = json.loads(sys.argv[1]), sys.argv[2]
 train, val = split_by_car(find_samples())
@@ -59,7 +59,7 @@ learner = Learner.begin(Recipe(**recipes["default"]), 1e-2, 4, accelerator)
 state = torch.load(weights, weights_only=True)["model"]
 learner.model.load_state_dict(state)
 found["gathered"] = {
-    name: _validate(learner, CarvanaDataset(table, 32), 5)[0]
+    name: learner.validate(CarvanaDataset(table, 32), 5)[0]
     for name, table in {"val": val, "train": train, "one image": val.iloc[:1]}.items()
 }
 if accelerator.is_main_process:

@@ -24,6 +24,9 @@ from unetlib.model import ModelFileError, UNet, save_model
 PROGRAMS = [FILES["torchscript"], FILES["exported"]]
 
 
+@pytest.mark.fault(
+    "a model file missing, empty, cut in half, or text", "one sentence that names the file"
+)
 @pytest.mark.parametrize("file", FILES.values())
 @pytest.mark.parametrize("content", ["missing", "empty", "text", "half"])
 def test_a_damaged_file_is_one_clear_error(exported, tmp_path, file, content):
@@ -76,6 +79,10 @@ def test_a_program_opens_only_beside_its_manifest(exported, tmp_path, file):
     assert open_model(tmp_path / file)[1]["size"] == 32
 
 
+@pytest.mark.fault(
+    "a TorchScript or .pt2 program exchanged after the export",
+    "refused: manifest.json names another SHA-256",
+)
 @pytest.mark.parametrize("file", PROGRAMS)
 def test_a_program_that_was_exchanged_is_refused(exported, tmp_path, file):
     for name in (file, MANIFEST):
@@ -142,6 +149,7 @@ def test_the_compiled_network_predicts_the_same(exported):
     np.testing.assert_allclose(compiled, plain, atol=1e-4)
 
 
+@pytest.mark.fault("manifest.json with other content", "programs are refused")
 @pytest.mark.parametrize("content", ["", "[]", "{", '{"unet_model_torchjit.pth": 3}'])
 def test_a_broken_manifest_vouches_for_nothing(exported, tmp_path, content):
     shutil.copy(exported[0] / FILES["torchscript"], tmp_path)
@@ -169,6 +177,7 @@ class Payload:
         return os.mkdir, (str(self.folder),)
 
 
+@pytest.mark.fault("a model file that would run code", "refused, and not executed")
 @pytest.mark.parametrize("file", [FILES["pytorch"], *PROGRAMS])
 @pytest.mark.parametrize("write", [torch.save, pickle.dump], ids=["torch.save", "pickle"])
 def test_a_malicious_pickle_is_refused_and_not_executed(tmp_path, file, write):
@@ -180,6 +189,7 @@ def test_a_malicious_pickle_is_refused_and_not_executed(tmp_path, file, write):
     assert not executed.exists()
 
 
+@pytest.mark.fault("an ONNX file that reads other files of the computer", "refused")
 @pytest.mark.parametrize("location", ["../secret.bin", "/etc/passwd", "weights.bin"])
 def test_an_onnx_file_that_reaches_for_other_files_is_refused(exported, tmp_path, location):
     model = onnx.load(exported[0] / FILES["onnx"])

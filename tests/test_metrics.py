@@ -1,3 +1,5 @@
+import warnings
+
 import numpy as np
 import pytest
 import torch
@@ -73,6 +75,22 @@ def test_empty_masks(metric):
 
 
 @pytest.mark.parametrize("metric", [dice, iou])
+def test_a_car_of_one_pixel_counts_like_any_other(metric):
+    mask = torch.zeros(4, 4)
+    mask[1, 2] = 1
+    assert metric(mask, mask).item() == 1
+
+
+@pytest.mark.parametrize("metric", [dice, iou])
+def test_arrays_that_cannot_be_written_to_are_taken_without_a_warning(metric):
+    """Such as those of PIL images; PyTorch warns of sharing their memory."""
+    mask = np.ones((4, 4), bool)
+    mask.setflags(write=False)
+    with warnings.catch_warnings(action="error"):
+        assert metric(mask, mask).item() == 1
+
+
+@pytest.mark.parametrize("metric", [dice, iou])
 def test_each_image_counts_alike_whatever_the_size_of_its_mask(metric):
     """A score pooled over the batch would be near 1: the small car would not matter."""
     target = torch.zeros(2, 32, 32, dtype=torch.bool)
@@ -105,6 +123,12 @@ def test_logits_probabilities_and_greys_are_refused(metric, value):
 def test_masks_of_two_shapes_are_refused(metric):
     with pytest.raises(ValueError, match=r"\(2, 4, 4\) and \(2, 1, 4, 4\)"):
         metric(torch.ones(2, 4, 4), torch.ones(2, 1, 4, 4))
+
+
+@pytest.mark.parametrize("metric", [dice, iou])
+def test_a_row_of_pixels_is_no_image(metric):
+    with pytest.raises(ValueError, match="cannot be compared"):
+        metric(torch.ones(4), torch.ones(4))
 
 
 # ---------------------------------------------------------------------------------------- losses

@@ -280,6 +280,10 @@ def other_architecture(path):
     torch.save(content, path)
 
 
+@pytest.mark.fault(
+    "a checkpoint that is not one, or of another version",
+    "one sentence that names the file and the remedy",
+)
 @pytest.mark.parametrize(
     ("damage", "message"),
     [

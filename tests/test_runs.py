@@ -1,4 +1,3 @@
-import json
 import shutil
 from dataclasses import replace
 
@@ -18,6 +17,7 @@ from unetlib.runs import (
     run_folder,
     run_lock,
 )
+from unetlib.sealed import read_json, write_json
 from unetlib.training import fit
 
 RECIPE = Recipe(widths=(2, 4), size=8, epochs=2, precision="fp32", lr=1e-2)
@@ -76,12 +76,13 @@ def test_a_run_opens_as_it_was(two_runs):
     pd.testing.assert_frame_equal(opened.history, two_runs[0].history, check_dtype=False)
 
 
+@pytest.mark.fault("a run trained with other versions", "opens; one line names the versions")
 def test_other_versions_are_noted_and_nothing_is_trained_again(tables, two_runs, capsys):
     path = two_runs[0].folder / "run.json"
-    details = json.loads(path.read_text())
+    details = read_json(path)
     now = details["versions"]["torch"]
     details["versions"]["torch"] = "1.0"
-    path.write_text(json.dumps(details))
+    write_json(path, details)
     capsys.readouterr()
     run = fit(RECIPE, *tables)
     lines = capsys.readouterr().out.splitlines()
@@ -89,6 +90,7 @@ def test_other_versions_are_noted_and_nothing_is_trained_again(tables, two_runs,
     assert "already trained" in lines[1] and len(lines) == 2
 
 
+@pytest.mark.fault("history.csv missing", "the folder is no run, and says so")
 def test_a_folder_without_a_finished_epoch_is_no_run(two_runs):
     (two_runs[0].folder / "history.csv").unlink()
     with pytest.raises(FileNotFoundError, match="no run in this folder"):
@@ -96,6 +98,9 @@ def test_a_folder_without_a_finished_epoch_is_no_run(two_runs):
     assert [run.folder for run in find_runs()] == [two_runs[1].folder]
 
 
+@pytest.mark.fault(
+    "a file of a run with other content", "one sentence that names the run and the remedy"
+)
 @pytest.mark.parametrize(
     ("name", "content"),
     [
@@ -115,6 +120,10 @@ def test_a_run_that_cannot_be_read_is_named(two_runs, name, content):
         load_run(folder)
 
 
+@pytest.mark.fault(
+    "one damaged run among others",
+    "named in a warning; the others are compared, trained and tidied",
+)
 def test_a_damaged_run_is_named_and_does_not_stand_in_the_way_of_others(two_runs, tables):
     (two_runs[0].folder / "recipe.json").write_text("{")
     with pytest.warns(UserWarning, match=f"{two_runs[0].folder.name}: not a readable run"):
@@ -185,6 +194,7 @@ def test_clean_runs_removes_remains_without_an_epoch(two_runs):
     assert clean_runs() == ["remains"]
 
 
+@pytest.mark.fault("runs are deleted while one is being trained", "that one stays")
 def test_clean_runs_leaves_a_run_that_is_being_trained(two_runs):
     with run_lock(two_runs[0].folder):
         assert clean_runs(keep=0) == [two_runs[1].folder.name]

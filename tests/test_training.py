@@ -272,6 +272,10 @@ def leftovers(folder):
     return [path.name for path in folder.iterdir() if ".part" in path.name]
 
 
+@pytest.mark.fault(
+    "kill -9 while training, at random moments",
+    "at most the epoch it was in is lost; the final weights are an undisturbed run's",
+)
 def test_a_killed_process_loses_at_most_the_epoch_it_was_in(tables, uninterrupted, processes):
     assert kill_until_done(processes, RECIPE, kills=3, longest=0.3) >= 1
     (run,) = find_runs()
@@ -279,6 +283,10 @@ def test_a_killed_process_loses_at_most_the_epoch_it_was_in(tables, uninterrupte
     assert same_weights(run.model("best"), uninterrupted.model("best"))
 
 
+@pytest.mark.fault(
+    "kill -9 a dozen times, also while files are written",
+    "the final weights are an undisturbed run's, byte for byte",
+)
 @pytest.mark.slow
 def test_a_dozen_kills_leave_the_weights_of_an_undisturbed_run(tables, processes):
     """A wider net, so that much of the time goes into writing 4 MB after each short epoch."""
@@ -295,6 +303,7 @@ def test_a_dozen_kills_leave_the_weights_of_an_undisturbed_run(tables, processes
     )
 
 
+@pytest.mark.fault("Ctrl-C or SIGTERM while training", "the run keeps its epochs and goes on later")
 @pytest.mark.parametrize("request_to_stop", [signal.SIGINT, signal.SIGTERM])
 def test_a_stopped_process_ends_cleanly_and_can_go_on(tables, processes, request_to_stop):
     recipe = replace(RECIPE, epochs=400)
@@ -311,6 +320,9 @@ def test_a_stopped_process_ends_cleanly_and_can_go_on(tables, processes, request
     assert len(again.history) == len(run.history) + 1
 
 
+@pytest.mark.fault(
+    "two programs train one run at once", "the second waits, says so, and gets the first one's run"
+)
 def test_a_second_program_waits_for_the_first_and_gets_its_run(tables, processes, capsys):
     recipe = replace(RECIPE, epochs=8)
     process = start(processes, recipe)
@@ -339,6 +351,7 @@ def test_a_stop_before_the_first_epoch_leaves_a_run_that_says_so(tables):
     assert find_runs() == []
 
 
+@pytest.mark.fault("killed between two files of a run", "goes on; no epoch is lost")
 def test_a_run_killed_between_its_files_still_goes_on(tables, uninterrupted):
     """The last file written, history.csv, is behind: last.pth says which epochs count."""
     run = fit(RECIPE, *tables, on_epoch=stop)
@@ -439,6 +452,9 @@ def test_progressive_resizing_trains_on_small_images_first(tables):
 # ---------------------------------------------------------------------------------------- failures
 
 
+@pytest.mark.fault(
+    "the loss is no number", "one sentence with the remedy; finished epochs are kept"
+)
 @pytest.mark.parametrize("batch_size", [4, 16])
 def test_a_loss_that_is_no_number_stops_the_training_with_the_remedy(tables, batch_size):
     with pytest.raises(TrainingError, match="loss became nan: lower the learning rate"):
@@ -469,6 +485,7 @@ def test_a_folder_that_is_no_run_is_named(tmp_path):
         load_run(tmp_path)
 
 
+@pytest.mark.fault("the loss explodes", "one sentence with the remedy")
 def test_an_exploding_loss_stops_the_training_before_it_is_no_number(tables):
     with pytest.raises(TrainingError, match=r"The loss became \d.*: lower the learning rate"):
         fit(replace(CONSTANT, optimizer="adam", loss="bce", batch_norm=False, lr=3e3), *tables)
@@ -480,6 +497,9 @@ def test_a_split_without_images_is_named(tables):
         fit(RECIPE, train.iloc[:0], val)
 
 
+@pytest.mark.fault(
+    "no room for a run's files", "one sentence with the remedy; the run goes on later"
+)
 @pytest.mark.parametrize("room", [4_000, 30_000], ids=["no file fits", "the checkpoint does not"])
 def test_a_disk_without_room_is_named_and_the_run_goes_on_later(tables, uninterrupted, room):
     """A real limit of the system on the size of files, which stands in for a full disk."""
@@ -514,6 +534,7 @@ except TrainingError as error:
 """
 
 
+@pytest.mark.fault("out of memory in a training step", "one sentence with the remedy")
 @pytest.mark.skipif(not os.path.exists("/proc/self/statm"), reason="needs Linux")
 def test_a_batch_that_does_not_fit_in_memory_is_named():
     ended = subprocess.run(
@@ -524,6 +545,7 @@ def test_a_batch_that_does_not_fit_in_memory_is_named():
     assert "lower batch_size, size or widths" in ended.stdout
 
 
+@pytest.mark.fault("a lock left by a killed program", "does not block anybody")
 def test_a_lock_left_by_a_killed_process_does_not_block(tables, processes):
     process = start(processes, replace(RECIPE, epochs=400))
     while not find_runs():
@@ -540,6 +562,10 @@ def stop_after_two(run):
         raise KeyboardInterrupt
 
 
+@pytest.mark.fault(
+    "last.pth or best.pth cut off, missing or of another epoch",
+    "refused, with the remedy; retrain=True trains anew",
+)
 @pytest.mark.parametrize("name", ["last.pth", "best.pth"])
 @pytest.mark.parametrize("damage", ["cut off", "missing", "of another epoch"])
 def test_a_damaged_checkpoint_is_named_and_training_anew_is_the_remedy(tables, name, damage):
@@ -560,6 +586,9 @@ def test_a_damaged_checkpoint_is_named_and_training_anew_is_the_remedy(tables, n
     assert fit(RECIPE, *tables, retrain=True).finished
 
 
+@pytest.mark.fault(
+    "killed between last.pth and best.pth", "the best model is written again from last.pth"
+)
 def test_a_best_model_that_was_not_written_any_more_is_made_up_for(tables, uninterrupted):
     """Killed between last.pth and best.pth of an epoch that was the best so far."""
     run = fit(RECIPE, *tables, on_epoch=stop)
@@ -571,6 +600,7 @@ def test_a_best_model_that_was_not_written_any_more_is_made_up_for(tables, unint
     assert again.best_epoch > 1 or same_weights(again.model("best"), best)
 
 
+@pytest.mark.fault("no room while a finished run is trained anew", "the finished run stays")
 def test_a_full_disk_does_not_cost_the_run_that_was_to_be_trained_anew(tables):
     run = fit(replace(RECIPE, epochs=2), *tables)
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
@@ -586,6 +616,10 @@ def test_a_full_disk_does_not_cost_the_run_that_was_to_be_trained_anew(tables):
     assert same_weights(load_run(run.folder).model("last"), run.model("last"))
 
 
+@pytest.mark.fault(
+    "a run goes on on a machine with another number format",
+    "weights and averages are taken over exactly",
+)
 @pytest.mark.parametrize("then", ["bf16", "fp32"])
 def test_a_run_goes_on_in_another_number_format_and_memory_order(tables, then):
     """As on another machine: with optimizer averages in the order of their weights."""

@@ -231,9 +231,7 @@ def print_results() -> None:
     baseline = asdict(profile.scale(training.Recipe()))
     print(f"Learned from {config.data_dir()}, {profile}.")
     print(f"Validation Dice (mean over {len(val)} images of {val['car'].nunique()} unseen cars):")
-    histories = config.runs_dir().glob("*/history.csv")  # absent until an epoch is finished
-    for history in sorted(histories, key=lambda path: path.stat().st_mtime):
-        run = training.load_run(history.parent)
+    for run in training.find_runs():
         if run.details["profile"] != profile.name or not run.details["data"].endswith(data):
             continue
         changed = [

@@ -14,7 +14,14 @@ import pytest
 TESTS = Path(__file__).resolve().parent.parent / "tests"
 # The rest of the tests is about runs, models and caches.
 HEADINGS = {
-    "Bad data": ["test_carvana", "test_config", "test_dataset", "test_faults_data"],
+    "Bad data": [
+        "test_carvana",
+        "test_config",
+        "test_dataset",
+        "test_faults_data",
+        "test_fuzz",
+        "test_inference",
+    ],
     "Bad archives and downloads": ["test_download", "test_faults_download"],
     "Broken runs": [],
     "Cells in any order": ["test_any_order", "test_jupyterlab"],

@@ -328,11 +328,11 @@ def fingerprint(samples: pd.DataFrame) -> str:
     return digest.hexdigest()[:12]
 
 
-def _stamp(path: str) -> tuple[int, int]:
+def _stamp(path: str) -> tuple[int, int, int]:
     status = Path(path).stat()
-    return status.st_mtime_ns, status.st_size
+    return status.st_mtime_ns, status.st_ctime_ns, status.st_size  # copying can keep the first
 
 
 @cache
-def _file_hash(path: str, modified: int, size: int) -> str:
+def _file_hash(path: str, modified: int, changed: int, size: int) -> str:
     return hashlib.sha256(Path(path).read_bytes()).hexdigest()

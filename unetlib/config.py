@@ -65,7 +65,13 @@ def fullsize_dir() -> Path:
 
 def _home(name: str) -> Path:
     folder = _folder_from("UNETLIB_HOME", REPOSITORY) / name
-    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise type(error)(
+            f"{folder}: cannot be made ({error.strerror}); set UNETLIB_HOME to a folder that you "
+            "can write to."
+        ) from None
     return folder
 
 

@@ -2,6 +2,8 @@
 
 import copy
 import hashlib
+import math
+import warnings
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Literal, get_args
@@ -27,7 +29,7 @@ from unetlib.pictures import (
 )
 
 JITTER = 0.4  # mild augmentation: brightness and contrast between 0.6 and 1.4 times
-CACHE_VERSION = 3  # raise it when decoding changes, so that old caches are not used
+CACHE_VERSION = 3  # raise it when decoding or the file changes, so that old caches are not used
 MaskKind = Literal["hard", "soft"]
 Augmentation = Literal["none", "flip", "mild"]
 
@@ -247,7 +249,13 @@ class CarvanaDataset(Dataset):
 
 def _decode(samples: pd.DataFrame, size: int) -> np.ndarray:
     """uint8 ``(N, 2, size, size)``: image and coverage of every row."""
-    decoded = np.empty((len(samples), 2, size, size), np.uint8)
+    try:
+        decoded = np.empty((len(samples), 2, size, size), np.uint8)
+    except (MemoryError, ValueError):
+        raise DataError(
+            f"{len(samples)} images of {size}x{size} pixels and their masks do not fit in memory: "
+            "lower size, or take fewer rows."
+        ) from None
 
     def decode_row(row: int) -> None:
         decoded[row, 0] = load_image(samples["image"][row], size)
@@ -261,22 +269,40 @@ def _decode(samples: pd.DataFrame, size: int) -> np.ndarray:
 
 
 def _cached(samples: pd.DataFrame, size: int) -> np.ndarray:
-    key = f"v{CACHE_VERSION} {size} {fingerprint(samples)}"
-    path = config.cache_dir() / f"decoded-{hashlib.sha256(key.encode()).hexdigest()[:16]}.npy"
+    """The same from the cache, which is made where it is absent or damaged."""
+    key, decoded = f"v{CACHE_VERSION} {size} {fingerprint(samples)}", None
     shape = (len(samples), 2, size, size)
     try:
-        cached = np.load(path, mmap_mode="r")
-        if cached.shape == shape and cached.dtype == np.uint8:
-            return cached
-    except (OSError, ValueError, EOFError):
-        pass  # absent or cut off: built anew
-    decoded = _decode(samples, size)
-    try:
-        with config.whole_file(path) as part:  # two processes may build the same cache at once
-            np.save(part, decoded)
-    except PermissionError:  # Windows, while another process has the same cache open
-        return decoded
-    return np.load(path, mmap_mode="r")
+        path = config.cache_dir() / f"decoded-{hashlib.sha256(key.encode()).hexdigest()[:16]}.bin"
+        if path.exists():
+            cached = _intact(path, shape)
+            if cached is not None:
+                return cached
+            warnings.warn(f"{path}: damaged; the images are decoded anew.", stacklevel=3)
+        decoded = _decode(samples, size)
+        # Two processes may build the same cache at once.
+        with config.whole_file(path) as part, open(part, "wb") as file:
+            file.write(decoded)
+            file.write(hashlib.sha256(decoded).digest())
+        return np.memmap(path, np.uint8, "r", shape=shape)
+    except OSError as error:
+        warnings.warn(
+            f"decoded images are not kept for next time ({error}): free some space, or set "
+            "UNETLIB_HOME to a folder that you can write to.",
+            stacklevel=3,
+        )
+        return _decode(samples, size) if decoded is None else decoded
+
+
+def _intact(path: Path, shape: tuple[int, ...]) -> np.ndarray | None:
+    """A cache file's array, mapped, or None if the checksum behind it is not the array's."""
+    with open(path, "rb") as file:
+        file.seek(math.prod(shape))
+        checksum = file.read()
+    if len(checksum) != hashlib.sha256().digest_size:
+        return None
+    cached = np.memmap(path, np.uint8, "r", shape=shape)
+    return cached if hashlib.sha256(cached).digest() == checksum else None
 
 
 def _epoch_seed(seed: int, epoch: int) -> int:

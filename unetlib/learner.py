@@ -6,6 +6,8 @@ learning-rate range test, which needs steps but no run.
 
 import math
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from datetime import timedelta
 
@@ -18,13 +20,14 @@ from torch import nn
 from tqdm.auto import tqdm
 
 from unetlib.dataset import CarvanaDataset, make_loader
-from unetlib.metrics import LOSSES
+from unetlib.metrics import LOSSES, dataset_logits, dice, iou
 from unetlib.model import UNet, autocast, memory_kept, pick_device, pick_precision
 from unetlib.recipe import Recipe
 
 OPTIMIZERS = {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW}
 EXPLODED = 1e4  # a mean loss per pixel; sound ones are below 1 after some steps
 BASE_BATCH, FEWEST_STEPS = 16, 20
+PREVIEWS = 4
 
 
 class TrainingError(RuntimeError):
@@ -33,6 +36,28 @@ class TrainingError(RuntimeError):
 
 class ExplodedError(TrainingError):
     """The loss is no number, or too large to be true."""
+
+
+@contextmanager
+def memory_named(images: int, side: int, device: torch.device) -> Iterator[None]:
+    """The errors of a memory that is too small, which have many names, as one ``TrainingError``."""
+    try:
+        yield
+    except (RuntimeError, MemoryError) as error:
+        out_of_memory = isinstance(error, (MemoryError, torch.OutOfMemoryError))
+        # The words of Linux and macOS, of Windows, of MPS, of oneDNN, which names no cause.
+        says_so = (
+            "can't allocate memory",
+            "not enough memory",
+            "out of memory",
+            "could not create a primitive",
+        )
+        if not out_of_memory and not any(words in str(error) for words in says_so):
+            raise
+        raise TrainingError(
+            f"{images} images of {side}x{side} pixels at once do not fit in the memory of the "
+            f"{device.type.upper()}: lower batch_size, size or widths; finished epochs are kept."
+        ) from None
 
 
 def start_accelerator() -> Accelerator:
@@ -98,19 +123,8 @@ class Learner:
         Raises:
             TrainingError: the loss is no number or too large, or memory does not suffice.
         """
-        try:
+        with memory_named(len(images), images.shape[-1], self.accelerator.device):
             loss = self.compute(images, masks, weight)
-        except (RuntimeError, MemoryError) as error:
-            out_of_memory = isinstance(error, (MemoryError, torch.OutOfMemoryError))
-            # The words of Linux and macOS, of Windows, of MPS.
-            says_so = ("can't allocate memory", "not enough memory", "out of memory")
-            if not out_of_memory and not any(words in str(error) for words in says_so):
-                raise
-            side, where = images.shape[-1], self.accelerator.device.type.upper()
-            raise TrainingError(
-                f"{len(images)} images of {side}x{side} pixels at once do not fit in the memory of "
-                f"the {where}: lower batch_size, size or widths; finished epochs are kept."
-            ) from None
         if not loss < EXPLODED:  # also true of nan
             rate = self.optimizer.param_groups[0]["lr"]
             raise ExplodedError(
@@ -132,6 +146,56 @@ class Learner:
         (loss * weight).backward()
         self.optimizer.step()
         return loss.item()
+
+    @torch.no_grad()
+    def validate(
+        self, val_set: CarvanaDataset, batch_size: int
+    ) -> tuple[dict[str, float], tuple[np.ndarray, np.ndarray, np.ndarray] | None]:
+        """Judge the whole set, each image by one process.
+
+        Returns:
+            val_loss, val_dice and val_iou, means over the images; and this process's
+            ``Run.preview``.
+
+        Raises:
+            TrainingError: the loss is no number, or memory does not suffice.
+        """
+        accelerator, loss_of = self.accelerator, LOSSES[self.recipe.loss]
+        rank, processes = accelerator.process_index, accelerator.num_processes
+        if processes > 1:
+            for buffer in self.model.buffers():
+                buffer.copy_(accelerator.reduce(buffer.double(), "mean"))
+        scores, previews = [], []
+        part = val_set.part(rank, processes)
+        if len(part):
+            with memory_named(len(part), val_set.size, accelerator.device):
+                logits = dataset_logits(self.model, part, batch_size, self.precision)
+            target = torch.from_numpy(part.coverage >= 128)[:, None]
+            masks = target.float()
+            predicted = logits > 0
+            losses = [
+                loss_of(logits[row : row + 1], masks[row : row + 1]).item()
+                for row in range(len(part))
+            ]
+            overlaps = dice(predicted, target).tolist(), iou(predicted, target).tolist()
+            scores = list(zip(losses, *overlaps, strict=True))
+            every = max(1, len(part) // PREVIEWS)
+            shown = slice(0, every * PREVIEWS, every)
+            previews = [
+                np.array(part.images[shown]),
+                np.array(part.coverage[shown]),
+                torch.sigmoid(logits[shown, 0]).numpy(),
+            ]
+        # Means in one order, whoever judged the images: exactly the single process's figures.
+        parts = gather_object([scores])
+        ordered = [parts[row % processes][row // processes] for row in range(len(val_set))]
+        loss, mean_dice, mean_iou = np.array(ordered).mean(axis=0).tolist()
+        if not math.isfinite(loss):
+            raise TrainingError(
+                f"The validation loss became {loss}: lower the learning rate "
+                f"(lr={self.recipe.lr:g}) and check the images; finished epochs are kept."
+            )
+        return dict(val_loss=loss, val_dice=mean_dice, val_iou=mean_iou), tuple(previews) or None
 
     def state_dict(self) -> dict:
         return dict(

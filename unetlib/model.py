@@ -6,8 +6,8 @@ https://arxiv.org/abs/1505.04597; here with padded convolutions and batch normal
 
 import ctypes
 import io
-import pickle
 import sys
+import zipfile
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
@@ -202,6 +202,31 @@ def save_atomically(content: dict, path: Path) -> None:
         part.write_bytes(buffer.getbuffer())
 
 
+def load_plain(path: str | Path) -> dict:
+    """Read what ``save_atomically`` wrote; nothing in it is executed (``weights_only=True``).
+
+    PyTorch writes a CRC-32 beside every part of the file but does not look at it: a weight that a
+    bad disk has changed would be used. So the sums are compared first.
+
+    Raises:
+        ModelFileError: no such file, damaged, or more than plain values and tensors.
+    """
+    try:
+        with zipfile.ZipFile(path) as archive:
+            if archive.testzip() is not None:
+                raise zipfile.BadZipFile
+        return torch.load(path, map_location="cpu", weights_only=True)
+    except FileNotFoundError:
+        raise ModelFileError(
+            f"{path}: no such file; check the path or train a model first."
+        ) from None
+    except Exception:  # zip archives and pickles can be broken in ways of many names
+        raise ModelFileError(
+            f"{path}: refused, not a plain file of weights (damaged, or it holds code to run); "
+            "train or export it anew."
+        ) from None
+
+
 def load_model(path: str | Path) -> tuple[UNet, dict]:
     """Read a model file; nothing in it is executed (``weights_only=True``).
 
@@ -212,17 +237,7 @@ def load_model(path: str | Path) -> tuple[UNet, dict]:
     Raises:
         ModelFileError: no such file, not a model file, damaged, or of another version.
     """
-    try:
-        content = torch.load(path, map_location="cpu", weights_only=True)
-    except FileNotFoundError:
-        raise ModelFileError(
-            f"{path}: no such file; check the path or train a model first."
-        ) from None
-    except (pickle.UnpicklingError, RuntimeError, EOFError, OSError, KeyError, ValueError):
-        raise ModelFileError(
-            f"{path}: refused, not a plain file of weights (damaged, or it holds code to run); "
-            "export it anew."
-        ) from None
+    content = load_plain(path)
     if not isinstance(content, dict) or content.get("format") != FILE_FORMAT:
         raise ModelFileError(
             f"{path}: not a unetlib model; write it with unetlib.model.save_model."

@@ -6,17 +6,20 @@ is answered at once and a changed number trains a run of its own:
     recipe.json   the settings            last.pth      everything needed to go on
     run.json      data, device, versions  history.csv   a line per finished epoch, written last:
     best.pth      the best model                        a run without it does not exist yet
+
+Each file carries its own checksum (the .pth files as zip archives do), so that whatever a bad disk
+or a power cut leaves is noticed, and a kill between two files is not taken for damage.
 """
 
 import hashlib
 import json
-import pickle
 import platform
 import shutil
+import time
 import warnings
 from collections.abc import Iterable, Mapping
 from contextlib import suppress
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 
 import numpy as np
@@ -26,8 +29,9 @@ from filelock import FileLock, Timeout
 
 from unetlib import __version__, config
 from unetlib.carvana import fingerprint
-from unetlib.model import ModelFileError, UNet, load_model
+from unetlib.model import ModelFileError, UNet, load_model, load_plain
 from unetlib.recipe import Recipe
+from unetlib.sealed import read_json, read_table
 
 HISTORY = ["epoch", "lr", "train_loss", "val_loss", "val_dice", "val_iou", "seconds"]
 
@@ -150,12 +154,17 @@ class Run:
             raise ModelFileError(
                 f"{self.folder}: no epoch is finished yet; call fit again to go on."
             )
-        if which == "best":
-            return load_model(self.checkpoint)[0]
-        state = torch.load(self.folder / "last.pth", map_location="cpu", weights_only=True)
-        model = UNet(**self.recipe.network)
-        model.load_state_dict(state["model"])
-        return model.eval()
+        try:
+            if which == "best":
+                return load_model(self.checkpoint)[0]
+            model = UNet(**self.recipe.network)
+            model.load_state_dict(load_plain(self.folder / "last.pth")["model"])
+            return model.eval()
+        except (ModelFileError, RuntimeError, KeyError):
+            raise ModelFileError(
+                f"{self.folder}: {which}.pth is missing, damaged or of another unetlib; train anew "
+                "with fit(..., retrain=True)."
+            ) from None
 
 
 def load_run(folder: str | Path) -> Run:
@@ -183,17 +192,19 @@ def load_state(folder: Path) -> dict:
         RunError: a file is missing or damaged.
     """
     try:
-        state = torch.load(folder / "last.pth", map_location="cpu", weights_only=True)
+        state = load_plain(folder / "last.pth")
+        if lacking := {"model", "optimizer", "scheduler", "batch_size", "lr"} - set(state):
+            raise KeyError(lacking)
         dices = [row["val_dice"] for row in state["history"]]
         best, best_epoch = None, dices.index(max(dices)) + 1
         if best_epoch < len(dices) or (folder / "best.pth").exists():
-            best = torch.load(folder / "best.pth", map_location="cpu", weights_only=True)
+            best = load_plain(folder / "best.pth")
         if best is not None and best["info"]["epoch"] != best_epoch:
             if best_epoch < len(dices):
                 raise KeyError("best.pth is of another epoch")
             best = None
         return state | dict(best=best, folder=folder.name)
-    except (pickle.UnpicklingError, RuntimeError, EOFError, OSError, KeyError, TypeError):
+    except (ModelFileError, KeyError, TypeError):
         raise RunError(
             f"{folder}: last.pth or best.pth is missing or damaged; train anew with "
             "fit(..., retrain=True)."
@@ -202,13 +213,17 @@ def load_state(folder: Path) -> dict:
 
 def _open(folder: Path) -> Run:
     try:
-        history = pd.read_csv(folder / "history.csv")
-        recipe = Recipe(**json.loads((folder / "recipe.json").read_text()))
-        details = json.loads((folder / "run.json").read_text())
+        history, sealed = read_table(folder / "history.csv")
+        if list(history.columns) != HISTORY or history.empty:
+            raise ValueError("history.csv was changed or damaged")
+        settings = read_json(folder / "recipe.json", optional=not sealed)
+        details = read_json(folder / "run.json", optional=not sealed)
+        if unknown := set(settings) - {field.name for field in fields(Recipe)}:
+            raise ValueError(f"unetlib {__version__} knows no setting {', '.join(sorted(unknown))}")
         missing = {"data", "profile", "train_images", "versions"} - set(details)
         if missing or set(versions()) - set(details["versions"]):
             raise KeyError("run.json is incomplete")
-        return Run(folder, recipe, history[HISTORY], details)
+        return Run(folder, Recipe(**settings), history, details)
     except FileNotFoundError:
         raise FileNotFoundError(f"{folder}: no run in this folder; train one with fit().") from None
     except (ValueError, TypeError, KeyError) as error:
@@ -220,17 +235,19 @@ def _open(folder: Path) -> Run:
 def find_runs() -> list[Run]:
     """All runs under ``config.runs_dir()`` with at least one finished epoch, oldest first.
 
-    A damaged one is named in a warning and left out.
+    A damaged one is named in a warning and left out. Runs of a time to come, written while the
+    clock was wrong, count as the oldest: a newer one must not stay behind them for years.
     """
-    runs = []
+    runs, tomorrow = [], time.time() + 86_400  # a day: clocks of file servers differ a little
     for path in config.runs_dir().glob("*/history.csv"):
         try:
-            runs.append((path.stat().st_mtime, _open(path.parent)))
+            written = path.stat().st_mtime
+            runs.append((written < tomorrow, written, _open(path.parent)))
         except (FileNotFoundError, PermissionError):
             pass  # deleted meanwhile, or on Windows being written
         except RunError as error:
             warnings.warn(str(error), stacklevel=2)
-    return [run for _, run in sorted(runs, key=lambda pair: pair[0])]
+    return [run for *_, run in sorted(runs, key=lambda entry: entry[:2])]
 
 
 def compare_runs(runs: Mapping[str, Run] | Iterable[Run] | None = None) -> pd.DataFrame:

@@ -6,7 +6,6 @@ by ``torchrun`` or ``accelerate launch``. Each process computes its share of eve
 their number changes the speed and nothing else (but see ``learner`` on batch normalisation).
 """
 
-import json
 import math
 import os
 import signal
@@ -17,9 +16,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import asdict, replace
 from pathlib import Path
 
-import numpy as np
 import pandas as pd
-import torch
 from accelerate import Accelerator
 from accelerate.utils import broadcast_object_list, gather_object
 from filelock import Timeout
@@ -34,12 +31,12 @@ from unetlib.learner import (
     settle_batch_size,
     start_accelerator,
 )
-from unetlib.metrics import LOSSES, dataset_logits, dice, iou
 from unetlib.model import memory_kept, save_atomically, save_model
 from unetlib.recipe import Recipe
 from unetlib.runs import (
     HISTORY,
     Run,
+    RunError,
     data_name,
     find_runs,
     load_run,
@@ -48,8 +45,7 @@ from unetlib.runs import (
     run_lock,
     versions,
 )
-
-PREVIEWS = 4
+from unetlib.sealed import write_json, write_table
 
 
 def fit(
@@ -169,7 +165,13 @@ def _train(recipe, train, val, data, folder, state, on_epoch, accelerator) -> Ru
     run = Run(folder, recipe, pd.DataFrame(columns=HISTORY, dtype=float), details)
 
     if state is not None:
-        learner.load_state_dict(state)
+        try:
+            learner.load_state_dict(state)
+        except (RuntimeError, ValueError, KeyError):
+            raise RunError(
+                f"{folder}: its last.pth is of another version of unetlib or PyTorch; train anew "
+                "with fit(..., retrain=True)."
+            ) from None
         run.history = pd.DataFrame(state["history"], columns=HISTORY)
         if main:
             first = state["folder"] != folder.name
@@ -183,8 +185,8 @@ def _train(recipe, train, val, data, folder, state, on_epoch, accelerator) -> Ru
             row["train_loss"] = _train_epoch(
                 learner, sets[recipe.size_in(epoch)], epoch, batch_size, bar
             )
-            scores, run.preview = _validate(
-                learner, val_set, max(1, batch_size // accelerator.num_processes)
+            scores, run.preview = learner.validate(
+                val_set, max(1, batch_size // accelerator.num_processes)
             )
             row |= scores | dict(seconds=time.perf_counter() - started)
             history = pd.concat([run.history, pd.DataFrame([row])], ignore_index=True)
@@ -233,46 +235,6 @@ def _train_epoch(learner: Learner, dataset: CarvanaDataset, epoch, batch_size, b
     return sum(gather_object([total])) / len(dataset)
 
 
-@torch.no_grad()
-def _validate(learner: Learner, val_set: CarvanaDataset, batch_size):
-    """Scores of the whole set, each image judged by one process, and a preview of some images."""
-    accelerator, loss_of = learner.accelerator, LOSSES[learner.recipe.loss]
-    rank, processes = accelerator.process_index, accelerator.num_processes
-    if processes > 1:
-        for buffer in learner.model.buffers():
-            buffer.copy_(accelerator.reduce(buffer.double(), "mean"))
-    scores, previews = [], []
-    part = val_set.part(rank, processes)
-    if len(part):
-        logits = dataset_logits(learner.model, part, batch_size, learner.precision)
-        target = torch.from_numpy(part.coverage >= 128)[:, None]
-        masks = target.float()
-        predicted = logits > 0
-        scores = [
-            (loss_of(logits[i : i + 1], masks[i : i + 1]).item(), d, j)
-            for i, (d, j) in enumerate(
-                zip(dice(predicted, target).tolist(), iou(predicted, target).tolist(), strict=True)
-            )
-        ]
-        every = max(1, len(part) // PREVIEWS)
-        shown = slice(0, every * PREVIEWS, every)
-        previews = [
-            np.array(part.images[shown]),
-            np.array(part.coverage[shown]),
-            torch.sigmoid(logits[shown, 0]).numpy(),
-        ]
-    # Means over the images in one order, whoever judged them: exactly the single process's figures.
-    parts = gather_object([scores])
-    ordered = [parts[row % processes][row // processes] for row in range(len(val_set))]
-    loss, mean_dice, mean_iou = np.array(ordered).mean(axis=0).tolist()
-    if not math.isfinite(loss):
-        raise TrainingError(
-            f"The validation loss became {loss}: lower the learning rate "
-            f"(lr={learner.recipe.lr:g}) and check the images; finished epochs are kept."
-        )
-    return dict(val_loss=loss, val_dice=mean_dice, val_iou=mean_iou), tuple(previews) or None
-
-
 def _write_run(run: Run, learner: Learner, first: bool, best: dict | None = None) -> None:
     """Write what the run has learned so far; ``last.pth`` makes the epoch count.
 
@@ -294,22 +256,24 @@ def _write_run(run: Run, learner: Learner, first: bool, best: dict | None = None
         if first:
             for name in ("history.csv", "last.pth"):
                 (folder / name).unlink(missing_ok=True)
-        for name, content in (("recipe", asdict(run.recipe)), ("run", run.details)):
-            with config.whole_file(folder / f"{name}.json") as part:
-                part.write_text(json.dumps(content, indent=1), encoding="utf-8")
+        write_json(folder / "recipe.json", asdict(run.recipe))
+        write_json(folder / "run.json", run.details)
         os.replace(folder / "next.pth", folder / "last.pth")
         if best is not None:
             save_atomically(best, run.checkpoint)
         elif run.best_epoch == len(run.history):
             info = dict(recipe=asdict(run.recipe), epoch=run.best_epoch, val_dice=run.best_dice)
             save_model(run.checkpoint, learner.model, run.recipe.size, **info)
-        with config.whole_file(folder / "history.csv") as part:
-            run.history.to_csv(part, index=False)
+        write_table(folder / "history.csv", run.history)
     except OSError as error:
-        raise TrainingError(
-            f"{folder}: cannot be written ({error.strerror or error}): free some space, or set "
-            "UNETLIB_HOME to a folder with room, then fit again; finished epochs are kept."
-        ) from None
+        raise _unwritable(folder, error) from None
+
+
+def _unwritable(folder: Path, error: OSError) -> TrainingError:
+    return TrainingError(
+        f"{folder}: cannot be written ({error.strerror or error}): free some space, or set "
+        "UNETLIB_HOME to a folder with room, then fit again; finished epochs are kept."
+    )
 
 
 @contextmanager
@@ -317,12 +281,13 @@ def _alone(folder: Path, accelerator: Accelerator) -> Iterator[None]:
     """Only one program at a time trains this run; another one waits for it and says so.
 
     A program of several processes does not wait: the others would give up on the main process.
+    Where nothing can be written, a run that is there can still be looked up.
     """
     if not accelerator.is_main_process:
         yield
         return
-    lock = run_lock(folder)
     try:
+        lock = run_lock(folder)
         lock.acquire(timeout=0)
     except Timeout:
         if accelerator.num_processes > 1:
@@ -331,6 +296,11 @@ def _alone(folder: Path, accelerator: Accelerator) -> Iterator[None]:
             ) from None
         print(f"run {folder.name}: being trained by another program; waiting for it")
         lock.acquire()
+    except OSError as error:
+        if not (folder / "history.csv").exists():
+            raise _unwritable(folder, error) from None
+        yield
+        return
     try:
         yield
     finally:

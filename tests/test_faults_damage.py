@@ -1,0 +1,319 @@
+"""Whatever a power cut or a bad disk leaves of a file: noticed, or without effect.
+
+Every file that unetlib writes is cut off, overwritten, zeroed and shifted at random places. Using
+it must then raise an error of one sentence, or give exactly what it gave before.
+"""
+
+import shutil
+import warnings
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import assume, given
+from hypothesis import strategies as st
+
+from unetlib import config
+from unetlib.dataset import CarvanaDataset
+from unetlib.formats import FILES, MANIFEST, open_model
+from unetlib.model import ModelFileError
+from unetlib.runs import RunError, load_run
+from unetlib.sealed import read_json, read_table, write_json, write_table
+from unetlib.training import fit
+
+RUN_FILES = ["history.csv", "recipe.json", "run.json", "last.pth", "best.pth"]
+PAGE = 4096
+
+
+accidents = st.lists(
+    st.tuples(
+        st.sampled_from(["cut", "byte", "bit", "zeros", "page", "lost", "inserted"]),
+        st.floats(0, 1, exclude_max=True),  # where
+        st.binary(min_size=1, max_size=20),  # what comes instead
+    ),
+    min_size=1,
+    max_size=3,
+)
+
+
+def spoil(path, happened) -> bytes:
+    """Overwrite a file by what accidents leave of it; returns what it was."""
+    whole = path.read_bytes()
+    content = bytearray(whole)
+    for kind, where, other in happened:
+        place = int(where * len(content))
+        if kind == "cut":
+            del content[place:]
+        elif kind == "byte":
+            content[place : place + 1] = other[:1]
+        elif kind == "bit" and content:
+            content[place] ^= 1 << other[0] % 8
+        elif kind == "zeros":
+            content[place:] = bytes(len(content) - place)
+        elif kind == "page":
+            start = place // PAGE * PAGE
+            content[start : start + PAGE] = bytes(len(content[start : start + PAGE]))
+        elif kind == "lost":
+            del content[place : place + 16 * len(other)]
+        elif kind == "inserted":
+            content[place:place] = other
+    assume(content != whole)
+    path.write_bytes(content)
+    return whole
+
+
+def weights(model: torch.nn.Module) -> dict:
+    return {name: value.numpy().tobytes() for name, value in model.state_dict().items()}
+
+
+def all_of(folder) -> tuple:
+    """All that a run is used for."""
+    run = load_run(folder)
+    return (
+        run.recipe,
+        run.details,
+        run.history.to_csv(),
+        weights(run.model("best")),
+        weights(run.model("last")),
+    )
+
+
+def says_so(error: Exception, *named: str) -> None:
+    assert any(name in str(error) for name in named)
+    assert "\n" not in str(error)
+
+
+@pytest.fixture(scope="module")
+def run_copy(trained, tmp_path_factory):
+    """A finished run's folder to spoil, and what it gives when it is whole."""
+    folder = tmp_path_factory.mktemp("runs") / "run"
+    shutil.copytree(trained.folder, folder)
+    return folder, all_of(folder)
+
+
+@pytest.mark.fault(
+    "a file of a run cut off, zeroed or changed anywhere",
+    "named; nothing of it is used; retrain=True trains anew",
+)
+@pytest.mark.parametrize("name", RUN_FILES)
+@given(happened=accidents)
+def test_a_damaged_file_of_a_run_is_never_used(run_copy, name, happened):
+    folder, before = run_copy
+    whole = spoil(folder / name, happened)
+    try:
+        assert all_of(folder) == before
+    except (RunError, ModelFileError) as error:
+        says_so(error, str(folder))
+    finally:
+        (folder / name).write_bytes(whole)
+
+
+@pytest.mark.fault(
+    "history.csv cut off at the end of a line", "named: the lines that are left are not the run's"
+)
+@pytest.mark.parametrize("lines", [1, 2, 4])
+def test_a_history_cut_at_the_end_of_a_line_is_noticed(run_copy, lines):
+    path = run_copy[0] / "history.csv"
+    whole = path.read_bytes()
+    try:
+        path.write_bytes(b"".join(whole.splitlines(keepends=True)[:lines]))
+        with pytest.raises(RunError, match=r"history\.csv"):
+            load_run(path.parent)
+    finally:
+        path.write_bytes(whole)
+
+
+@pytest.mark.fault(
+    "a setting or a result edited by hand in a run's files", "named as changed; not used"
+)
+@pytest.mark.parametrize(
+    ("name", "old", "new"),
+    [
+        ("recipe.json", '"size": 32', '"size": 64'),
+        ("run.json", '"train_images": 16', '"train_images": 61'),
+        ("history.csv", "\n6.0,", "\n7.0,"),
+    ],
+)
+def test_an_edited_file_of_a_run_is_noticed(run_copy, name, old, new):
+    path = run_copy[0] / name
+    whole = path.read_text()
+    assert old in whole
+    try:
+        path.write_text(whole.replace(old, new))
+        with pytest.raises(RunError, match=f"{name} was changed or damaged"):
+            load_run(path.parent)
+    finally:
+        path.write_text(whole)
+
+
+@pytest.mark.fault(
+    "training goes on from a run with a weight changed on the disk",
+    "refused before the first step, with the remedy",
+)
+@pytest.mark.parametrize("name", ["last.pth", "best.pth"])
+def test_training_does_not_go_on_from_changed_weights(trained, tables, tmp_path, name):
+    """One byte in the middle of the weights: PyTorch itself loads such a file."""
+
+    def stop(run):
+        raise KeyboardInterrupt
+
+    run = fit(replace(trained.recipe, epochs=2), *tables, on_epoch=stop)
+    content = bytearray((run.folder / name).read_bytes())
+    content[len(content) // 2] ^= 64
+    (run.folder / name).write_bytes(content)
+    torch.load(run.folder / name, weights_only=True)
+    with pytest.raises(RunError, match=r"damaged; train anew with fit\(..., retrain=True\)"):
+        fit(run.recipe, *tables)
+    assert fit(run.recipe, *tables, retrain=True).finished
+
+
+@pytest.mark.fault("a run from before there were checksums", "opens as it did")
+def test_a_run_without_checksums_opens(run_copy, tmp_path):
+    folder, before = run_copy
+    old = tmp_path / "old"
+    shutil.copytree(folder, old)
+    for name in ("recipe.json", "run.json"):
+        text = (old / name).read_text()
+        (old / name).write_text(text[: text.rindex(",")] + "\n}")
+    lines = (old / "history.csv").read_text().splitlines(keepends=True)
+    (old / "history.csv").write_text("".join(lines[1:]))
+    assert "sha256" not in (old / "run.json").read_text()
+    assert all_of(old) == before
+
+
+@pytest.mark.parametrize("name", ["recipe.json", "run.json"])
+def test_a_checksum_cannot_simply_be_missing(run_copy, tmp_path, name):
+    folder = tmp_path / "run"
+    shutil.copytree(run_copy[0], folder)
+    text = (folder / name).read_text()
+    (folder / name).write_text(text[: text.rindex(",")] + "\n}")
+    with pytest.raises(RunError, match=f"{name} was changed or damaged"):
+        load_run(folder)
+
+
+def test_sealed_files_give_back_what_was_written(tmp_path, trained):
+    content = {"b": [1, 2.5, None, "Käfer"], "a": {"z": True}}
+    write_json(tmp_path / "a.json", content)
+    assert read_json(tmp_path / "a.json") == content
+    write_table(tmp_path / "a.csv", trained.history)
+    table, sealed = read_table(tmp_path / "a.csv")
+    assert sealed
+    np.testing.assert_allclose(table, trained.history, rtol=1e-12)
+
+
+# ------------------------------------------------------------------------------------ the cache
+
+
+@pytest.fixture(scope="module")
+def cache(tables, tmp_path_factory):
+    """The home of a cache, its one file, and the images it holds."""
+    home = tmp_path_factory.mktemp("home")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("UNETLIB_HOME", str(home))
+        decoded = np.array(CarvanaDataset(tables[1], 32).images.base)
+        (path,) = config.cache_dir().iterdir()
+    return home, path, decoded
+
+
+@pytest.mark.fault(
+    "the cache cut off, zeroed or changed anywhere", "named in a warning and built anew"
+)
+@given(happened=accidents)
+def test_a_damaged_cache_is_built_anew(tables, cache, happened):
+    home, path, decoded = cache
+    whole = spoil(path, happened)
+    with pytest.MonkeyPatch.context() as patch, warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        patch.setenv("UNETLIB_HOME", str(home))
+        again = CarvanaDataset(tables[1], 32)
+    assert np.array_equal(again.images.base, decoded)
+    assert [str(one.message) for one in caught] == [
+        f"{path}: damaged; the images are decoded anew."
+    ]
+    assert path.read_bytes() == whole
+
+
+# ----------------------------------------------------------------------------------- the models
+
+
+@pytest.fixture(scope="module")
+def models(exported, tables, tmp_path_factory):
+    """A folder of exported models to spoil, images, and each model's logits of them."""
+    folder = tmp_path_factory.mktemp("models") / "models"
+    shutil.copytree(exported[0], folder)
+    images = CarvanaDataset(tables[1], 32, cache=False).images[:1, None].astype(np.float32) / 255
+    logits = {name: open_model(folder / name, "cpu")[0](images) for name in FILES.values()}
+    return folder, images, logits
+
+
+# Whether random damage happens to be one that ONNX Runtime does not notice is chance.
+WHY = "open_model does not yet compare .onnx files with manifest.json"
+perhaps, unprotected = (pytest.mark.xfail(strict=strict, reason=WHY) for strict in (False, True))
+
+
+@pytest.mark.fault(
+    "an exported model cut off, zeroed or changed anywhere",
+    "refused by its checksum, and named",
+)
+@pytest.mark.parametrize(
+    "name",
+    [
+        FILES["pytorch"],
+        FILES["torchscript"],
+        FILES["exported"],
+        pytest.param(FILES["onnx"], marks=perhaps),
+        pytest.param(FILES["int8"], marks=perhaps),
+    ],
+)
+@given(happened=accidents)
+def test_a_damaged_model_is_never_used(models, name, happened):
+    folder, images, logits = models
+    whole = spoil(folder / name, happened)
+    try:
+        assert np.array_equal(open_model(folder / name, "cpu")[0](images), logits[name])
+    except ModelFileError as error:
+        says_so(error, str(folder / name))
+    finally:
+        (folder / name).write_bytes(whole)
+
+
+@pytest.mark.fault(
+    "one weight of an exported model changed on the disk",
+    "named as changed or damaged since it was exported",
+)
+@pytest.mark.parametrize(
+    "name",
+    [
+        FILES["pytorch"],
+        pytest.param(FILES["onnx"], marks=unprotected),
+        pytest.param(FILES["int8"], marks=unprotected),
+    ],
+)
+def test_one_changed_byte_of_a_model_is_noticed(models, name):
+    folder = models[0]
+    whole = (folder / name).read_bytes()
+    content = bytearray(whole)
+    content[len(content) // 2] ^= 1
+    try:
+        (folder / name).write_bytes(content)
+        with pytest.raises(ModelFileError, match=name):
+            open_model(folder / name, "cpu")
+    finally:
+        (folder / name).write_bytes(whole)
+
+
+@pytest.mark.fault(
+    "manifest.json cut off, zeroed or changed anywhere",
+    "a program is refused; weights and graphs are used only if they are whole",
+)
+@given(happened=accidents, name=st.sampled_from(sorted(FILES.values())))
+def test_a_damaged_manifest_vouches_for_nothing(models, name, happened):
+    folder, images, logits = models
+    whole = spoil(folder / MANIFEST, happened)
+    try:
+        assert np.array_equal(open_model(folder / name, "cpu")[0](images), logits[name])
+    except ModelFileError as error:
+        says_so(error, str(folder))
+    finally:
+        (folder / MANIFEST).write_bytes(whole)
