@@ -51,6 +51,7 @@ ERRORS = """return [...document.querySelectorAll(
     '[data-mime-type="application/vnd.jupyter.error"]')].map(output => output.textContent)"""
 FIGURES = """return [...document.querySelectorAll(".jp-CodeCell")].filter(cell => [
     ...cell.querySelectorAll(".jp-OutputArea img")].some(img => img.naturalWidth > 50)).length"""
+FIRST = ".jp-OutputArea img"
 PICTURE = """return [...arguments[0].closest(".jp-CodeCell").querySelectorAll(
     ".jp-OutputArea img")].map(img => {
         const canvas = document.createElement("canvas");
@@ -183,5 +184,7 @@ def test_run_all_shows_every_figure_and_no_error_and_a_moved_slider_changes_the_
     ]
     run_all(browser, lab, name)
     wait(browser, lambda: browser.execute_script(FIGURES) >= len(with_figure))
+    browser.execute_script(f"document.querySelector({FIRST!r}).scrollIntoView()")
+    screenshot(browser, f"{name}-figure")
     if slider:
         move_slider(browser, name)
