@@ -124,6 +124,15 @@ def test_a_history_cut_at_the_end_of_a_line_is_noticed(run_copy, lines):
         path.write_bytes(whole)
 
 
+@pytest.mark.fault("recipe.json or run.json missing", "named as missing, with the remedy")
+@pytest.mark.parametrize("name", ["recipe.json", "run.json"])
+def test_a_run_that_lacks_a_file_says_which(run_copy, tmp_path, name):
+    shutil.copytree(run_copy[0], tmp_path / "run")
+    (tmp_path / "run" / name).unlink()
+    with pytest.raises(RunError, match=rf"{name} is missing.*retrain=True"):
+        load_run(tmp_path / "run")
+
+
 @pytest.mark.fault(
     "a setting or a result edited by hand in a run's files", "named as changed; not used"
 )
