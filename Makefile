@@ -7,6 +7,7 @@ PY := $(VENV)/bin/python
 STAMP := $(VENV)/installed
 NOTEBOOKS := $(sort $(wildcard notebooks/[0-9]*.ipynb))
 JOBS ?= 2
+EXTRAS ?= dev
 
 # A relative folder in UNETLIB_DATA or UNETLIB_HOME counts from where make was started. With
 # `make -C` that is the calling shell's folder, PWD. Make tells -C by a w among its flags, unless it
@@ -56,6 +57,7 @@ help: ## list these commands
 	@echo "  TORCH=cpu            at the first call: PyTorch without GPU support (0.2 GB, not 5)"
 	@echo "  OFFLINE=1            at the first call: install from wheelhouse/, without a network"
 	@echo "  PYTHON=python3.12    at the first call: which Python to use"
+	@echo "  EXTRAS=dev,openvino  at the first call: with OpenVINO, one more runtime to compare"
 
 setup: $(STAMP) ## make .venv with all packages (the other commands do so when needed)
 
@@ -84,8 +86,9 @@ test-lowest: $(VENV)/made ## the fast unit tests with the oldest packages allowe
 PYTEST_NOTEBOOKS := --nbval-lax --nbval-current-env --nbval-cell-timeout=600 \
 	--cov=unetlib --numprocesses=$(JOBS) --dist=loadscope
 
-bench: $(STAMP) ## how fast training is against the textbook loop (minutes; not a test)
+bench: $(STAMP) ## how fast training and inference are against the textbook way (minutes; not a test)
 	@$(PY) tests/bench_training.py
+	@$(PY) tests/bench_inference.py
 
 ablations: $(STAMP) ## train the compared recipes anew, three seeds each, into notebooks/ablations.csv
 	@$(PY) tools/ablations.py
@@ -118,7 +121,8 @@ lock: $(VENV)/made ## renew constraints.txt from pyproject.toml with the newest 
 		'# One version of every package, for Linux, macOS (arm64) and Windows, Python 3.11 or newer.' \
 		'# Made from pyproject.toml by `make lock`; do not edit.' > build/constraints.txt
 	@build/lock/bin/uv pip compile --quiet --universal --python-version 3.11 \
-		--fork-strategy fewest --extra dev --no-header --no-annotate --no-emit-index-url \
+		--fork-strategy fewest --extra dev --extra openvino --extra browser \
+		--no-header --no-annotate --no-emit-index-url \
 		--no-emit-find-links pyproject.toml >> build/constraints.txt
 	@mv build/constraints.txt constraints.txt
 
@@ -131,7 +135,7 @@ clean: ## remove build/, runs/, models/ and caches; .venv and data stay
 $(STAMP): $(VENV)/made pyproject.toml constraints.txt
 	@$(call torch,install)
 	@echo "Installing the packages into $(VENV) (some minutes the first time) ..."
-	@$(PIP) install $(CONSTRAINED) --editable ".[dev]"
+	@$(PIP) install $(CONSTRAINED) --editable ".[$(EXTRAS)]"
 	@touch $@
 
 # A Python qualifies if it is new enough and can make environments (Debian splits that part off).

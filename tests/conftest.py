@@ -152,3 +152,11 @@ def exported(trained, tables, tmp_path_factory):
         patch.setenv("UNETLIB_HOME", str(tmp_path_factory.mktemp("exported")))
         table = export_all(trained, folder, train=train, val=val)
     return folder, table
+
+
+@pytest.fixture(scope="session")
+def predictor(exported):
+    from unetlib.formats import FILES
+    from unetlib.inference import load_predictor
+
+    return load_predictor(exported[0] / FILES["pytorch"], device="cpu")

@@ -40,62 +40,7 @@ def test_default_folder_is_the_configured_one(data_set):
     assert find_samples()["image"][0].startswith(str(data_set))
 
 
-def shrink_mask(root):
-    Image.new("P", (30, 20)).save(root / "train_masks" / "000000000000_05_mask.gif")
-
-
-def cut_off_image(root):
-    (root / "train" / "000000000000_05.jpg").write_bytes(b"\xff\xd8\xff\xe0 not an image")
-
-
-def cut_off_mask(root):
-    path = root / "train_masks" / "000000000000_05_mask.gif"
-    path.write_bytes(path.read_bytes()[:20])
-
-
-def grey_mask(root):
-    (root / "train_masks" / "000000000000_05_mask.gif").unlink()
-    ramp = np.linspace(0, 255, 60).astype(np.uint8)
-    mask = np.broadcast_to(ramp, (40, 60)).copy()
-    Image.fromarray(mask).save(root / "train_masks" / "000000000000_05_mask.png")
-
-
-def remove_mask(root):
-    (root / "train_masks" / "000000000000_05_mask.gif").unlink()
-
-
-def remove_image(root):
-    (root / "train" / "000000000000_05.jpg").unlink()
-
-
-def rename_image(root):
-    (root / "train" / "000000000000_05.jpg").rename(root / "train" / "holiday.jpg")
-    remove_mask(root)
-
-
-@pytest.mark.parametrize(
-    ("damage", "file", "problem"),
-    [
-        (shrink_mask, "000000000000_05_mask.gif", "mask of 30x20 pixels for an image of 60x40"),
-        (cut_off_image, "000000000000_05.jpg", "unreadable image"),
-        (cut_off_mask, "000000000000_05_mask.gif", "unreadable mask"),
-        (grey_mask, "000000000000_05_mask.png", "the mask has 60 grey values, not two"),
-        (remove_mask, "000000000000_05.jpg", "image without its mask"),
-        (remove_image, "000000000000_05_mask.gif", "mask without an image"),
-        (rename_image, "holiday.jpg", "the name is not <car>_<angle>"),
-    ],
-)
-def test_each_problem_is_named_with_its_file_and_left_out(own_data_set, damage, file, problem):
-    damage(own_data_set)
-    with pytest.warns(UserWarning, match=file):
-        samples = find_samples(own_data_set)
-    assert "000000000000_05" not in set(samples["id"])
-    assert len(samples) == 11
-    ((named, reason, _),) = samples.attrs["problems"]
-    assert named.endswith(file)
-    assert reason.startswith(problem)
-
-
+@pytest.mark.fault("sixteen images without masks", "one warning that names ten and counts the rest")
 def test_many_problems_are_counted_in_one_short_warning(tmp_path):
     (tmp_path / "train").mkdir()
     (tmp_path / "test").mkdir()
@@ -129,11 +74,7 @@ def test_masks_saved_as_png_are_found(own_data_set):
     assert find_samples(own_data_set)["mask"][1].endswith("000000000000_05_mask.png")
 
 
-def test_an_empty_folder_is_an_error_that_names_the_remedy(tmp_path):
-    with pytest.raises(DataError, match="no images here; point UNETLIB_DATA at a folder"):
-        find_samples(tmp_path)
-
-
+@pytest.mark.fault("folder without one usable image", "said, with the first problem")
 def test_a_folder_without_one_usable_image_is_an_error(tmp_path):
     (tmp_path / "train").mkdir()
     (tmp_path / "train" / "car_01.jpg").write_bytes(b"nothing")
@@ -172,6 +113,7 @@ def test_masks_read_alike_however_they_are_stored(tmp_path, save, fill):
     np.testing.assert_array_equal(read, mask)
 
 
+@pytest.mark.fault("mask of a single grey", "refused, with the remedy")
 def test_a_mask_that_is_uniformly_grey_is_refused(tmp_path):
     Image.new("L", (4, 4), 128).save(tmp_path / "grey.png")
     with pytest.raises(DataError, match=r"grey\.png: the mask has 1 grey values"):
@@ -250,12 +192,14 @@ def test_rows_without_a_mask_are_on_neither_side(samples):
     assert list(train.index) == list(range(len(train)))
 
 
+@pytest.mark.fault("split with a fraction that is not between 0 and 1", "refused, with an example")
 @pytest.mark.parametrize("fraction", [0, 1, -0.1, 1.5, float("nan")])
 def test_a_fraction_outside_of_0_to_1_is_refused(fraction):
     with pytest.raises(ValueError, match="must lie between 0 and 1"):
         split_by_car(sample_table(3), fraction)
 
 
+@pytest.mark.fault("one car only", "cannot be split: said")
 def test_one_car_cannot_be_split():
     with pytest.raises(DataError, match="1 car"):
         split_by_car(sample_table(1))
@@ -285,11 +229,13 @@ def test_the_run_lengths_of_the_csv_are_those_of_the_masks(samples, data_set):
         assert rle_encode(mask) == rles[row.id]
 
 
+@pytest.mark.fault("code of an empty mask", "an empty text, no missing value")
 def test_an_empty_run_length_code_is_not_a_missing_value(own_data_set):
     (own_data_set / "train_masks.csv").write_text("img,rle_mask\na_01.jpg,\n")
     assert carvana.read_rles(own_data_set)["a_01"] == ""
 
 
+@pytest.mark.fault("csv file is missing", "skipped, with one line")
 @pytest.mark.parametrize(
     ("read", "name"),
     [(carvana.read_metadata, "metadata.csv"), (carvana.read_rles, "train_masks.csv")],
@@ -346,6 +292,7 @@ def test_decoding_undoes_encoding(mask):
     np.testing.assert_array_equal(decoded, mask)
 
 
+@pytest.mark.fault("run-length code that is malformed", "refused, with the reason")
 @pytest.mark.parametrize(
     "code",
     [

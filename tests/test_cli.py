@@ -194,7 +194,7 @@ def test_export_without_a_run_says_what_to_do(capsys):
 
 def test_compare_prints_a_table(ci_home, exported_models, tmp_path, capsys):
     (tmp_path / FILES["int8"]).write_bytes((exported_models / FILES["int8"]).read_bytes())
-    assert run("compare", "--models", tmp_path) == 0
+    assert run("compare", "--models", tmp_path, "--runtimes") == 0
     lines = capsys.readouterr().out.strip().splitlines()
     assert lines[0].split()[:3] == ["name", "dice", "dice_full"]
     assert lines[1].split()[0] == "int8"
@@ -228,6 +228,16 @@ def test_predict_to_csv_in_a_terminal(exported_models, data_set, tmp_path):
     assert [row["img"] for row in rows] == images
     for row in rows:
         rle_decode(row["rle_mask"], 40, 60)
+
+
+def test_predict_lists_what_it_cannot_read(exported_models, data_set, tmp_path, capsys):
+    (tmp_path / "broken.jpg").write_text("<html>404</html>")
+    command = ["predict", data_set / "test", tmp_path, "--model", exported_models / FILES["onnx"]]
+    assert run(*command, "--output", tmp_path / "out", "--flip", "--json") == 0
+    result = last_line(capsys.readouterr().out)
+    assert result["images"] == 5 and result["unreadable"] == [str(tmp_path / "broken.jpg")]
+    assert len(list((tmp_path / "out").glob("*.png"))) == 4
+    assert (tmp_path / "out" / "unreadable.csv").is_file()
 
 
 def test_an_error_in_a_terminal_is_one_line_and_status_1(tmp_path):

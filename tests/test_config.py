@@ -16,6 +16,7 @@ def test_unset_variables_mean_the_embedded_set_and_the_laptop_profile(monkeypatc
     assert config.profile().name == "laptop"
 
 
+@pytest.mark.fault("UNETLIB_DATA names no folder", "said, with the remedy")
 def test_data_folder_that_does_not_exist_is_named_with_the_remedy(monkeypatch, tmp_path):
     monkeypatch.setenv("UNETLIB_DATA", str(tmp_path / "nowhere"))
     with pytest.raises(FileNotFoundError, match=r"nowhere does not exist: set UNETLIB_DATA"):

@@ -100,6 +100,13 @@ def test_bars_are_stored_finished_and_metadata_is_dropped(in_tmp_path):
     assert all(cell.metadata == {} for cell in notebook.cells)
 
 
+def test_of_a_widget_with_a_still_picture_the_picture_is_stored():
+    data = {course.WIDGET: {"model_id": "7"}, "image/png": "iVBO", "text/plain": "a demo"}
+    cell = new_code_cell("demo", outputs=[new_output("display_data", data=data)])
+    (output,) = course.tidy(new_notebook(cells=[cell]), {}).cells[0].outputs
+    assert output.data == {"image/png": "iVBO", "text/plain": "a demo"}
+
+
 def test_a_failing_notebook_is_named_and_left_alone(in_tmp_path, capsys):
     path = write_notebook(in_tmp_path, "1", "raise ValueError('too\\nbad')", "3")
     before = path.read_bytes()

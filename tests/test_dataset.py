@@ -65,6 +65,7 @@ def quadrants() -> np.ndarray:
 QUADRANTS = [[40, 90], [140, 220]]
 
 
+@pytest.mark.fault("picture of another mode or format", "read as the same grey")
 @pytest.mark.parametrize(
     ("mode", "suffix"),
     [
@@ -89,6 +90,7 @@ def test_every_kind_of_file_reads_as_the_same_grey(tmp_path, mode, suffix):
     np.testing.assert_allclose(load_image(image, 2), QUADRANTS, atol=2)
 
 
+@pytest.mark.fault("16-bit picture for the model", "read as what it shows")
 def test_16_bit_greys_keep_their_range(tmp_path):
     deep = quadrants().astype(np.uint16) * 257
     Image.fromarray(deep).save(tmp_path / "deep.png")
@@ -96,6 +98,7 @@ def test_16_bit_greys_keep_their_range(tmp_path):
     np.testing.assert_allclose(load_image(deep, 2), QUADRANTS, atol=1)
 
 
+@pytest.mark.fault("EXIF-rotated picture for the model", "read upright")
 @pytest.mark.parametrize("orientation", range(1, 9))
 def test_a_camera_held_sideways_gives_an_upright_image(tmp_path, orientation):
     turned = {
@@ -132,6 +135,7 @@ def test_arrays_read_as_files_do(array):
     np.testing.assert_array_equal(load_image(array, 2), QUADRANTS)
 
 
+@pytest.mark.fault("array that is no image", "refused, with the shapes that are")
 @pytest.mark.parametrize(
     "array",
     [
@@ -142,8 +146,20 @@ def test_arrays_read_as_files_do(array):
         np.zeros((2, 4, 4, 3), np.uint8),
         np.zeros((3, 8, 8), np.uint8),
         np.zeros(4, np.uint8),
+        np.zeros((0, 4), np.uint8),
+        np.zeros((0, 0)),
     ],
-    ids=["int64", "above 1", "below 0", "nan", "batch", "channels first", "line"],
+    ids=[
+        "int64",
+        "above 1",
+        "below 0",
+        "nan",
+        "batch",
+        "channels first",
+        "line",
+        "no rows",
+        "nothing",
+    ],
 )
 def test_an_array_that_is_no_image_is_refused(array):
     with pytest.raises(DataError, match="is no image"):
@@ -167,6 +183,7 @@ def test_the_callers_image_is_left_alone(tmp_path):
         assert (opened.size, opened.mode) == ((800, 600), "RGB")
 
 
+@pytest.mark.fault("file that is no image, given to the model", "named, with the remedy")
 @pytest.mark.parametrize("content", [None, b"", b"no image", b"\xff\xd8\xff\xe0\x00\x10JFIF"])
 def test_a_file_that_is_no_image_is_named(tmp_path, content):
     path = tmp_path / "broken.jpg"
@@ -176,6 +193,7 @@ def test_a_file_that_is_no_image_is_named(tmp_path, content):
         load_image(path, 8)
 
 
+@pytest.mark.fault("photo cut off, given to the model", "named, with the remedy")
 def test_a_cut_off_photo_is_named(tmp_path):
     path = tmp_path / "broken.jpg"
     photo(400, 300, 10).save(path)
@@ -259,11 +277,13 @@ def test_soft_masks_are_the_coverage(tables):
     assert mask.mean().item() == pytest.approx(full_size.mean(), abs=0.005)
 
 
+@pytest.mark.fault("empty table", "refused")
 def test_a_table_without_rows_is_refused(tables):
     with pytest.raises(DataError, match="no rows"):
         CarvanaDataset(tables[0].iloc[:0])
 
 
+@pytest.mark.fault("images without masks in training", "named")
 def test_test_images_are_refused_by_name(samples):
     with pytest.raises(DataError, match=r"000000000005_01\.jpg: has no mask"):
         CarvanaDataset(samples)

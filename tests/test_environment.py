@@ -26,7 +26,8 @@ SYSTEMS = {
 
 
 def direct_requirements():
-    listed = PROJECT["dependencies"] + PROJECT["optional-dependencies"]["dev"]
+    extras = PROJECT["optional-dependencies"]
+    listed = PROJECT["dependencies"] + extras["dev"] + extras["browser"]
     return [Requirement(line) for line in listed]
 
 

@@ -9,7 +9,7 @@ from onnx.numpy_helper import to_array
 
 from unetlib import config
 from unetlib.dataset import CarvanaDataset, to_tensor
-from unetlib.export import OPSET, export_all, quantize_int8
+from unetlib.export import OPSET, export_all, export_onnx, quantize_int8, subpixel
 from unetlib.formats import FILES, METADATA_KEY, open_model
 from unetlib.model import ModelFileError, UNet, save_model
 
@@ -190,3 +190,33 @@ def test_a_deeper_and_plainer_network_with_a_threshold_of_its_own_exports_too(ta
     for file in FILES.values():
         _, info = open_model(tmp_path / "models" / file)
         assert (info["size"], info["threshold"]) == (16, 0.3)
+
+
+@pytest.mark.parametrize("up_kernel", [2, 3])
+def test_the_subpixel_form_is_the_same_network(up_kernel):
+    model = UNet(widths=(4, 6, 8), up_kernel=up_kernel).eval()
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    rewritten = subpixel(model)
+    images = torch.rand(2, 1, 20, 36)
+    with torch.no_grad():
+        torch.testing.assert_close(rewritten(images), model(images), atol=1e-5, rtol=1e-4)
+    assert not any(isinstance(one, torch.nn.ConvTranspose2d) for one in rewritten.modules())
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+
+
+def test_the_subpixel_form_runs_wholly_in_8_bits(trained, exported, tables, tmp_path):
+    export_onnx(subpixel(trained.model()), tmp_path / "plain.onnx", 32)
+    calibration = to_tensor(CarvanaDataset(tables[0], 32).images).numpy()
+    quantize_int8(tmp_path / "plain.onnx", tmp_path / "int8.onnx", calibration)
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 3
+    options.optimized_model_filepath = str(tmp_path / "as it runs.onnx")
+    onnxruntime.InferenceSession(
+        tmp_path / "int8.onnx", options, providers=["CPUExecutionProvider"]
+    )
+    runs = {node.op_type for node in onnx.load(tmp_path / "as it runs.onnx").graph.node}
+    assert "QLinearConv" in runs and not runs & {"Conv", "ConvTranspose"}
+    images = to_tensor(CarvanaDataset(tables[1], 32).images).numpy()
+    plain = open_model(exported[0] / FILES["pytorch"], "cpu")[0](images)
+    found = open_model(tmp_path / "int8.onnx")[0](images)
+    assert ((found > 0) != (plain > 0)).mean() < 0.02

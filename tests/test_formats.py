@@ -11,7 +11,14 @@ import onnx
 import pytest
 import torch
 
-from unetlib.formats import FILES, MANIFEST, open_model
+from unetlib.formats import (
+    FILES,
+    MANIFEST,
+    missing_runtime,
+    open_model,
+    read_manifest,
+    write_manifest,
+)
 from unetlib.model import ModelFileError, UNet, save_model
 
 PROGRAMS = [FILES["torchscript"], FILES["exported"]]
@@ -82,8 +89,64 @@ def test_a_program_that_was_exchanged_is_refused(exported, tmp_path, file):
         shutil.copy(exported[0] / name, tmp_path)
     with zipfile.ZipFile(tmp_path / file, "a") as archive:
         archive.writestr("added.txt", "one byte is enough")
-    with pytest.raises(ModelFileError, match="refused, a program"):
+    with pytest.raises(ModelFileError, match="refused, it is not the file"):
         open_model(tmp_path / file)
+
+
+@pytest.mark.parametrize("name", ["pytorch", "onnx", "int8"])
+def test_weights_changed_since_the_export_are_refused_unless_trusted(exported, tmp_path, name):
+    """One flipped bit in the weights still opens, and predicts something else."""
+    shutil.copy(exported[0] / MANIFEST, tmp_path)
+    content = bytearray((exported[0] / FILES[name]).read_bytes())
+    content[len(content) // 2] ^= 1
+    (tmp_path / FILES[name]).write_bytes(content)
+    with pytest.raises(ModelFileError, match=rf"{FILES[name]}: refused.*damaged or replaced"):
+        open_model(tmp_path / FILES[name])
+
+
+def test_a_manifest_keeps_what_it_says_of_files_not_written_now(exported, tmp_path):
+    for name in ("pytorch", "onnx"):
+        shutil.copy(exported[0] / FILES[name], tmp_path)
+    write_manifest(tmp_path)
+    before = read_manifest(tmp_path)
+    shutil.copy(exported[0] / FILES["int8"], tmp_path / FILES["pytorch"])  # any other content
+    write_manifest(tmp_path, [tmp_path / FILES["pytorch"]])
+    after = read_manifest(tmp_path)
+    assert after[FILES["onnx"]] == before[FILES["onnx"]]
+    assert after[FILES["pytorch"]]["weights"] != after[FILES["onnx"]]["weights"]
+
+
+# --------------------------------------------------------------------------------- extra runtimes
+
+
+@pytest.mark.parametrize("name", ["onnx", "int8"])
+def test_openvino_runs_the_onnx_files(exported, name):
+    pytest.importorskip("openvino", reason="OpenVINO is an optional extra and not installed")
+    batch = np.random.default_rng(0).random((3, 1, 32, 32), dtype=np.float32)
+    plain = open_model(exported[0] / FILES[name])[0](batch)
+    logits, info = open_model(exported[0] / FILES[name], runtime="openvino", threads=1)
+    assert info["format"] == name
+    found, again = logits(batch), logits(batch[:1])
+    assert np.abs(found - plain).max() < (1e-3 if name == "onnx" else 2)
+    np.testing.assert_allclose(again, found[:1], atol=1e-4)  # its own memory, not the next call's
+
+
+@pytest.mark.parametrize("runtime", ["openvino", "compile", "magic"])
+def test_a_runtime_that_does_not_run_the_file_says_what_it_runs(exported, runtime):
+    file = FILES["onnx"] if runtime == "compile" else FILES["pytorch"]
+    with pytest.raises(ModelFileError, match=rf"runtime='{runtime}' does not run this file"):
+        open_model(exported[0] / file, runtime=runtime)
+
+
+@pytest.mark.slow
+def test_the_compiled_network_predicts_the_same(exported):
+    reason = missing_runtime("compile")
+    if reason:
+        pytest.skip(reason)
+    batch = np.random.default_rng(0).random((2, 1, 32, 32), dtype=np.float32)
+    plain = open_model(exported[0] / FILES["pytorch"], "cpu")[0](batch)
+    compiled = open_model(exported[0] / FILES["pytorch"], "cpu", runtime="compile")[0](batch)
+    np.testing.assert_allclose(compiled, plain, atol=1e-4)
 
 
 @pytest.mark.fault("manifest.json with other content", "programs are refused")

@@ -1,29 +1,16 @@
-import csv
-
 import numpy as np
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 from PIL import Image
 
-from unetlib.carvana import DataError, rle_decode
+from unetlib.carvana import DataError, rle_encode
 from unetlib.dataset import CarvanaDataset, load_image
 from unetlib.formats import FILES
-from unetlib.inference import (
-    benchmark,
-    compare,
-    image_files,
-    load_predictor,
-    peak_memory_mb,
-    write_masks,
-    write_submission,
-)
+from unetlib.inference import enlarge, load_predictor, rle_of_map
 from unetlib.metrics import predict_dataset
 from unetlib.model import ModelFileError, load_model, save_model
-
-
-@pytest.fixture(scope="session")
-def predictor(exported):
-    return load_predictor(exported[0] / FILES["pytorch"], device="cpu")
 
 
 @pytest.fixture
@@ -127,117 +114,116 @@ def test_a_runs_checkpoint_is_a_model_file_too(trained, photo):
     assert load_predictor(trained.checkpoint).predict_mask(photo).any()
 
 
-# ----------------------------------------------------------------------------------- many images
+# ------------------------------------------------------------------------------------- options
 
 
-def test_folders_and_files_become_a_list_of_images(data_set, tmp_path):
-    (tmp_path / "notes.txt").write_text("not an image")
-    Image.new("L", (4, 4)).save(tmp_path / "b.PNG")
-    Image.new("L", (4, 4)).save(tmp_path / "a.jpg")
-    test_images = sorted((data_set / "test").iterdir())
-    assert image_files([tmp_path, test_images[2]]) == [
-        tmp_path / "a.jpg",
-        tmp_path / "b.PNG",
-        test_images[2],
-    ]
+def test_the_size_of_the_result_is_a_choice(predictor, photo):
+    small = predictor.predict_proba(photo, size="model")
+    assert small.shape == (32, 32)
+    np.testing.assert_array_equal(predictor.predict_proba(photo), enlarge(small, (60, 40)))
+    assert predictor.predict_proba(photo, size=(20, 30)).shape == (20, 30)
+    assert predictor.predict_mask(photo, size=(20, 30)).dtype == bool
 
 
-def test_a_path_that_does_not_exist_is_named(tmp_path):
-    with pytest.raises(DataError, match="nowhere: no such file or folder"):
-        image_files([tmp_path / "nowhere"])
+def test_a_size_that_is_none_is_refused(predictor, photo):
+    with pytest.raises(ValueError, match="size='huge': give 'original', 'model' or"):
+        predictor.predict_proba(photo, size="huge")
 
 
-def test_no_image_at_all_is_an_error(tmp_path):
-    with pytest.raises(DataError, match="No image found"):
-        image_files([tmp_path])
+def test_flipping_is_the_mean_with_the_mirrored_picture(predictor, photo):
+    with Image.open(photo) as opened:
+        picture = opened.convert("L").resize((64, 32))  # shrinks alike from either side
+    mirrored = picture.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
+    mean = (predictor.predict_proba(picture) + predictor.predict_proba(mirrored)[:, ::-1]) / 2
+    np.testing.assert_allclose(predictor.predict_proba(picture, flip=True), mean, atol=1e-5)
+    assert np.abs(mean - predictor.predict_proba(picture)).max() > 1e-3
 
 
-def test_masks_are_written_as_black_and_white_files_of_the_original_size(
-    predictor, data_set, tmp_path
-):
-    images = image_files([data_set / "test"])
-    assert write_masks(predictor, images, tmp_path / "masks") == 4
-    names = {path.name for path in (tmp_path / "masks").iterdir()}
-    assert names == {f"{image.stem}_mask.png" for image in images}
-    with Image.open(tmp_path / "masks" / f"{images[0].stem}_mask.png") as opened:
-        written = np.asarray(opened.convert("L"))
-    np.testing.assert_array_equal(written, predictor.predict_mask(images[0]) * 255)
+@pytest.fixture(scope="module")
+def large():
+    """A picture of 150x90 pixels with structure everywhere."""
+    return Image.fromarray(np.random.default_rng(0).integers(0, 255, (90, 150), dtype=np.uint8))
 
 
-def test_the_submission_decodes_to_the_predicted_masks(predictor, data_set, tmp_path):
-    images = image_files([data_set / "test"])
-    assert write_submission(predictor, images, tmp_path / "sub" / "submission.csv") == 4
-    with open(tmp_path / "sub" / "submission.csv", newline="") as file:
-        rows = list(csv.DictReader(file))
-    assert [row["img"] for row in rows] == [image.name for image in images]
-    for image, row in zip(images, rows, strict=True):
-        mask = rle_decode(row["rle_mask"], 40, 60)
-        np.testing.assert_array_equal(mask, predictor.predict_mask(image))
-        assert mask.any()
+def test_one_tile_that_holds_the_picture_is_the_network_on_the_whole_picture(predictor, large):
+    padded = np.pad(np.asarray(large), ((0, 6), (0, 10)), mode="edge")
+    whole = predictor.predict_maps(padded[None])[0, :90, :150]
+    np.testing.assert_allclose(predictor.predict_proba(large, tile=160), whole, atol=1e-6)
 
 
-def test_a_submission_appears_whole_or_not_at_all(predictor, data_set, tmp_path):
-    (tmp_path / "broken.jpg").write_bytes(b"no image")
-    images = [*image_files([data_set / "test"]), tmp_path / "broken.jpg"]
-    with pytest.raises(DataError):
-        write_submission(predictor, images, tmp_path / "out" / "submission.csv")
-    assert list((tmp_path / "out").iterdir()) == []
+@pytest.mark.parametrize("tile", [32, 48, 96])
+def test_overlapping_tiles_cover_the_picture_without_seams(predictor, large, tile):
+    """Away from its border, a window predicts what the whole picture would."""
+    whole = predictor.predict_proba(large, tile=160)
+    tiled = predictor.predict_proba(large, tile=tile)
+    assert tiled.shape == (90, 150) and np.isfinite(tiled).all()
+    assert np.abs(tiled - whole).mean() < 0.1
+    if tile == 96:  # the windows' halves that count most lie deeper than the receptive field
+        assert np.abs(tiled - whole).mean() < 0.03
 
 
-# ------------------------------------------------------------------------------------- comparing
+def test_a_tile_of_an_odd_size_is_refused(predictor, photo):
+    with pytest.raises(ValueError, match="tile=30 must be a multiple of 16"):
+        predictor.predict_proba(photo, tile=30)
 
 
-def test_the_benchmark_has_a_row_per_model_and_batch_size(exported):
-    predictors = [load_predictor(exported[0] / FILES[name]) for name in ("pytorch", "onnx")]
-    table = benchmark(predictors, batch_sizes=(1, 3), repeats=4, warm_up=1)
-    assert list(zip(table["name"], table["batch"], strict=True)) == [
-        ("pytorch fp32", 1),
-        ("onnx fp32", 1),
-        ("pytorch fp32", 3),
-        ("onnx fp32", 3),
-    ]
-    assert (table["p95_ms"] >= table["p50_ms"]).all() and (table["p50_ms"] > 0).all()
-    assert list(table["ratio"][table["name"] == "pytorch fp32"]) == [1, 1]
-    np.testing.assert_allclose(table["images_per_second"], 1000 * table["batch"] / table["p50_ms"])
+def _write(picture: Image.Image, path):
+    picture.save(path)
+    return path
 
 
-def test_memory_is_measured_in_a_process_of_its_own(exported):
-    assert 0 < peak_memory_mb(exported[0] / FILES["onnx"]) < 500
+@pytest.mark.parametrize("mode", ["RGB", "L", "RGBA", "I;16", "CMYK", "P", "1"])
+def test_an_image_of_any_mode_is_seen_as_the_data_set_sees_it(predictor, photo, tmp_path, mode):
+    """A path bit for bit; an opened image or an array within a grey level on average."""
+    with Image.open(photo) as opened:
+        picture = opened.convert("RGB")
+    if mode == "I;16":
+        picture = Image.fromarray(np.asarray(picture.convert("L")).astype(np.uint16) * 257)
+    else:
+        picture = picture.convert(mode)
+    path = _write(picture, tmp_path / ("p.jpg" if mode in ("RGB", "L", "CMYK") else "p.png"))
+    seen = load_image(path, 32)
+    expected = predictor.predict_maps(seen[None])[0]
+    np.testing.assert_array_equal(predictor.predict_proba(path, size="model"), expected)
+    with Image.open(path) as opened:
+        opened.load()
+    given = [opened]
+    if mode in ("RGB", "L", "RGBA", "I;16"):
+        given.append(np.asarray(opened))
+    for same in given:
+        assert np.abs(load_image(same, 32).astype(int) - seen).mean() <= 1
+        assert predictor.predict_proba(same).shape == (40, 60)
 
 
-def test_memory_of_a_file_that_is_no_model_is_an_error(tmp_path):
-    (tmp_path / "model.onnx").write_bytes(b"no model")
-    with pytest.raises(RuntimeError, match="measuring memory failed"):
-        peak_memory_mb(tmp_path / "model.onnx")
+def test_threads_are_a_choice_and_leave_pytorch_as_it_was(exported, photo):
+    before = torch.get_num_threads()
+    for name in ("pytorch", "onnx"):
+        one, two = (load_predictor(exported[0] / FILES[name], "cpu", threads=n) for n in (1, 2))
+        np.testing.assert_allclose(one.predict_proba(photo), two.predict_proba(photo), atol=1e-5)
+    assert torch.get_num_threads() == before
 
 
-def test_compare_scores_at_the_models_and_at_the_original_size(exported, tables, tmp_path):
-    (tmp_path / FILES["onnx"]).write_bytes((exported[0] / FILES["onnx"]).read_bytes())
-    table = compare(tmp_path, tables[1], repeats=2)
-    assert list(table.columns) == [
-        "name",
-        "dice",
-        "dice_full",
-        "agreement",
-        "max_abs_diff",
-        "megabytes",
-        "peak_mb",
-        "p50_ms",
-        "p95_ms",
-        "ratio",
-    ]
-    row = table.iloc[0]
-    expected = exported[1].set_index("format")
-    assert row["name"] == "onnx fp32"
-    assert row["dice"] == pytest.approx(expected.loc["onnx", "dice"], abs=1e-6)
-    assert 0.7 < row["dice_full"] <= 1
-    assert (row["agreement"], row["max_abs_diff"], row["ratio"]) == (1, 0, 1)
-    assert row["megabytes"] == pytest.approx(expected.loc["onnx", "bytes"] / 1e6)
+# ------------------------------------------------------------------- runs straight from the map
 
 
-def test_compare_without_an_exported_model_is_an_error(tmp_path, tables):
-    with pytest.raises(DataError, match="no exported model here"):
-        compare(tmp_path, tables[1])
+sides = st.integers(1, 40)
+
+
+@given(sides, sides, st.integers(1, 120), st.integers(1, 120), st.integers(0, 2**32 - 1))
+def test_the_code_of_a_small_map_is_the_code_of_the_enlarged_one(h, w, height, width, seed):
+    rng = np.random.default_rng(seed)
+    small = rng.random((h, w), dtype=np.float32)
+    if seed % 2:
+        small = np.round(small * 4) / 4  # many pixels exactly on the threshold
+    for threshold in (0.5, 0.3):
+        naive = rle_encode(enlarge(small, (width, height)) > threshold)
+        assert rle_of_map(small, (width, height), threshold) == naive
+
+
+@pytest.mark.parametrize("value", [0.0, 0.5, 1.0])
+def test_a_map_of_one_value(value):
+    small = np.full((8, 8), value, np.float32)
+    assert rle_of_map(small, (1918, 1280)) == (f"1 {1918 * 1280}" if value > 0.5 else "")
 
 
 def test_the_raw_model_gives_logits_not_probabilities(predictor, photo):

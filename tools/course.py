@@ -102,6 +102,9 @@ def _without_bars(outputs: list[NotebookNode], widgets: dict[str, dict]) -> Iter
             text = _as_shown(output.text, drop_blank_lines=output.name == "stderr")
             if text:
                 yield nbformat.v4.new_output("stream", name=output.name, text=text)
+        elif WIDGET in output.get("data", {}) and "image/png" in output.data:
+            del output.data[WIDGET]  # the still picture stays for readers without a kernel
+            yield output
         elif WIDGET in output.get("data", {}):
             line = _bar_line(output.data[WIDGET]["model_id"], widgets)
             if line:

@@ -15,6 +15,7 @@ import argparse
 import json
 import sys
 import warnings
+from contextlib import redirect_stdout
 from dataclasses import dataclass, field, make_dataclass
 from pathlib import Path
 from typing import Annotated, Literal
@@ -24,21 +25,17 @@ from accelerate import PartialState
 from tyro.conf import OmitArgPrefixes, Positional, arg
 
 from unetlib import config
+from unetlib.benchmark import compare
 from unetlib.carvana import DataError, check, find_samples, split_by_car
 from unetlib.download import download, write_subset
 from unetlib.export import export_all
-from unetlib.formats import FILES
-from unetlib.inference import (
-    compare,
-    image_files,
-    load_predictor,
-    write_masks,
-    write_submission,
-)
+from unetlib.formats import FILES, write_manifest
+from unetlib.inference import load_predictor
 from unetlib.learner import start_accelerator
 from unetlib.model import ModelFileError, load_model, save_model
 from unetlib.recipe import Recipe
 from unetlib.runs import RunError, find_runs
+from unetlib.submission import image_files, write_masks, write_submission
 from unetlib.training import TrainingError, fit
 
 DESCRIPTION = "Train, export, compare and use a small U-Net on the Carvana Image Masking Challenge."
@@ -81,6 +78,7 @@ class Train:
         checkpoint = _folder(self.output_dir, config.models_dir) / FILES["pytorch"]
         model, content = load_model(run.checkpoint)
         save_model(checkpoint, model, content["size"], content["threshold"], **content["info"])
+        write_manifest(checkpoint.parent, [checkpoint])
         return dict(
             best_dice=run.best_dice,
             best_epoch=run.best_epoch,
@@ -128,7 +126,11 @@ class Export:
 
 @dataclass
 class Predict:
-    """Write masks of images: PNG files in a folder, or Kaggle's csv of run lengths."""
+    """Write masks of images: PNG files in a folder, or Kaggle's csv of run lengths.
+
+    A stopped run goes on where it was. Started by torchrun or accelerate launch, the processes
+    share the images.
+    """
 
     images: Positional[list[Path]]
     """Image files, or folders of them."""
@@ -136,15 +138,30 @@ class Predict:
     """A model file of any format."""
     output: Path
     """A folder for <stem>_mask.png, or a FILE.csv."""
+    flip: bool = False
+    """Predict the mirrored picture too and take the mean: slower, a little better."""
+    runtime: Literal["openvino", "compile"] | None = None
+    """Instead of the file's own: OpenVINO for ONNX files, torch.compile for .pth files."""
     trust: bool = False
-    """Open a TorchScript or .pt2 file that manifest.json beside it does not vouch for."""
+    """Open a file that manifest.json beside it does not vouch for."""
     json: Json = False
 
-    def __call__(self) -> dict:
-        predictor = load_predictor(self.model, trust=self.trust)
+    def __call__(self) -> dict | None:
+        processes = start_accelerator()
+        predictor = load_predictor(
+            self.model, processes.device, trust=self.trust, runtime=self.runtime
+        )
+        images = image_files(self.images)
         write = write_submission if self.output.suffix == ".csv" else write_masks
-        count = write(predictor, image_files(self.images), self.output)
-        return dict(images=count, output=str(self.output), model=predictor.name)
+        unreadable = write(predictor, images, self.output, flip=self.flip, accelerator=processes)
+        if not processes.is_main_process:
+            return None
+        return dict(
+            images=len(images),
+            unreadable=[file for file, _ in unreadable],
+            output=str(self.output),
+            model=predictor.name,
+        )
 
 
 @dataclass
@@ -154,11 +171,14 @@ class Compare:
     models: Path | None = None
     """The folder that export wrote; default: models."""
     data: Data = None
+    runtimes: tuple[Literal["openvino", "compile"], ...] = ("openvino", "compile")
+    """Extra ones, where they are installed."""
     json: Json = False
 
     def __call__(self) -> dict:
         _, val = _split(self.data)
-        table = compare(_folder(self.models, config.models_dir), val)
+        with redirect_stdout(sys.stderr):  # what is left out is no part of the table
+            table = compare(_folder(self.models, config.models_dir), val, runtimes=self.runtimes)
         return dict(formats=table.to_dict("records"))
 
 
@@ -243,7 +263,7 @@ def _newest_checkpoint() -> Path:
 
 def _show(result: dict) -> None:
     for name, value in result.items():
-        if isinstance(value, list):
+        if isinstance(value, list) and value and isinstance(value[0], dict):
             columns = list(value[0])
             print("  ".join(f"{column:>14}" for column in columns))
             for row in value:
@@ -253,6 +273,8 @@ def _show(result: dict) -> None:
 
 
 def _text(value) -> str:
+    if isinstance(value, list):
+        return ", ".join(value) or "none"
     return f"{value:.4g}" if isinstance(value, float) else str(value)
 
 

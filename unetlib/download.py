@@ -115,7 +115,7 @@ def _fetch(name: str) -> Path:
     except OSError as error:
         raise DataError(
             f"{name} cannot be stored in {kagglehub.config.get_cache_folder()} ({error.strerror}): "
-            "make room, or set KAGGLEHUB_CACHE to another folder."
+            "make room, or set KAGGLEHUB_CACHE to another folder, and start the same command again."
         ) from error
 
 

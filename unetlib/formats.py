@@ -2,16 +2,20 @@
 
 Weights (``.pth``) and graphs (``.onnx``) are data: opening one runs none of its content.
 TorchScript and ``.pt2`` files are programs, so they are opened only if ``export_all`` wrote down
-their SHA-256 beside them, or if the caller vouches for them.
+their SHA-256 beside them, or if the caller vouches for them. A file of any format whose SHA-256
+is not the one written down beside it is damaged or not what was exported, and is refused.
 """
 
 import hashlib
+import importlib.util
 import json
+import logging
 import warnings
 import zipfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import onnx
@@ -31,6 +35,8 @@ FILES = {
 }
 MANIFEST = "manifest.json"
 METADATA_KEY = "unetlib"
+Runtime = Literal["openvino", "compile"]
+RUNS = {"openvino": "ONNX files", "compile": ".pth files of weights"}
 
 LogitsFunction = Callable[[np.ndarray], np.ndarray]
 
@@ -49,33 +55,72 @@ def legacy_allowed() -> Iterator[None]:
         yield
 
 
-def write_manifest(folder: Path) -> None:
-    """Note down the SHA-256 and size of every exported file, so that programs can be told apart."""
-    files = [folder / name for name in FILES.values() if (folder / name).is_file()]
-    content = {file.name: dict(sha256=_sha256(file), bytes=file.stat().st_size) for file in files}
+def write_manifest(folder: Path, files: Iterable[Path] | None = None) -> None:
+    """Note down what was written into a folder, so that each file can be told from any other.
+
+    Args:
+        files: written just now, all of the same weights; None: every exported file there is. What
+            the manifest says of other files stays.
+
+    The manifest holds, for each file, its SHA-256, its size in bytes and ``weights``: the SHA-256
+    of the ``.pth`` file whose weights it has.
+    """
+    if files is None:
+        content = {}
+        files = [folder / name for name in FILES.values() if (folder / name).is_file()]
+    else:
+        content = read_manifest(folder)
+    weights = file_hash(folder / FILES["pytorch"])
+    for file in files:
+        content[file.name] = dict(
+            sha256=file_hash(file), bytes=file.stat().st_size, weights=weights
+        )
     with config.whole_file(folder / MANIFEST) as part:
         part.write_text(json.dumps(content, indent=1), encoding="utf-8")
 
 
-def _sha256(path: Path) -> str:
+def read_manifest(folder: Path) -> dict[str, dict]:
+    """What ``write_manifest`` wrote; empty where there is none, or none that can be read."""
+    try:
+        content = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
+        return {name: dict(entry) for name, entry in content.items()}
+    except (OSError, ValueError, TypeError, AttributeError):
+        return {}
+
+
+def file_hash(path: Path) -> str:
+    """SHA-256 of a file, 64 hex digits."""
     with open(path, "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def _check_trust(path: Path, trust: bool) -> None:
-    """Refuse a program that nobody vouches for."""
-    if trust:
-        return
-    try:
-        manifest = json.loads((path.parent / MANIFEST).read_text(encoding="utf-8"))
-        known = manifest[path.name]["sha256"]
-    except (OSError, ValueError, KeyError, TypeError):
-        known = None
-    if known != _sha256(path):
+def _check_manifest(path: Path, is_program: bool) -> None:
+    """Refuse a file that is not the one written down, and a program that nobody vouches for."""
+    known = read_manifest(path.parent).get(path.name, {}).get("sha256")
+    if known is None and is_program:
         raise ModelFileError(
             f"{path}: refused, a program that {MANIFEST} beside it does not vouch for; export it "
             "anew, or pass trust=True if you trust whoever made it."
         )
+    if known is not None and known != file_hash(path):
+        raise ModelFileError(
+            f"{path}: refused, it is not the file that {MANIFEST} beside it describes: damaged or "
+            "replaced; export it anew, or pass trust=True if you trust whoever made it."
+        )
+
+
+def missing_runtime(runtime: Runtime) -> str | None:
+    """Why an extra runtime cannot be used here, in a few words; None if it can."""
+    if runtime == "openvino":
+        found = importlib.util.find_spec("openvino") is not None
+        return None if found else "not installed (pip install openvino)"
+    # Where a CUDA toolkit is installed and no GPU, it says so at length.
+    logging.getLogger("torch.utils.cpp_extension").setLevel(logging.ERROR)
+    try:
+        torch.compile(lambda x: x + 1)(torch.zeros(2))
+    except Exception as error:  # no compiler, no headers, no support for this Python: many kinds
+        return f"torch.compile does not work here ({type(error).__name__})"
+    return None
 
 
 def open_model(
@@ -84,35 +129,47 @@ def open_model(
     threads: int | None = None,
     precision: str = "fp32",
     trust: bool = False,
+    runtime: Runtime | None = None,
 ) -> tuple[LogitsFunction, dict]:
     """Open a model file of any format as a function from images to logits.
 
     Args:
         device: of the PyTorch formats; None picks the best. ONNX files run on the CPU.
-        threads: of ONNX Runtime; None: all cores. (PyTorch: ``torch.set_num_threads``.)
-        precision: ``fp32`` or ``bf16``, for ``.pth`` files of weights only.
-        trust: open a TorchScript or ``.pt2`` file, which can run any code, without its SHA-256 in
-            ``manifest.json``.
+        threads: to compute with on the CPU; None: all cores.
+        precision: ``fp32`` or ``bf16``, for ``.pth`` files of weights only and for OpenVINO.
+        trust: open a file that ``manifest.json`` does not vouch for. A TorchScript or ``.pt2`` file
+            can run any code.
+        runtime: None: the file's own (PyTorch, ONNX Runtime). ``openvino`` runs ONNX files;
+            ``compile`` runs ``.pth`` files of weights through ``torch.compile``.
 
     Returns:
         The function, float32 arrays ``(N, 1, H, W)`` in and out, and what the file says of itself:
         ``format``, ``size``, ``threshold``.
 
     Raises:
-        ModelFileError: no such file, unreadable, not written by unetlib, or not to be trusted.
+        ModelFileError: no such file, unreadable, not written by unetlib, not to be trusted, or not
+            for that runtime.
     """
     path = Path(path)
     if not path.is_file():
         raise ModelFileError(
             f"{path}: no such file; export a model first (python -m unetlib export)."
         )
-    if path.suffix == ".onnx":
-        return _open_onnx(path, threads)
+    is_onnx, is_torchscript = path.suffix == ".onnx", _is_torchscript(path)
+    is_program = path.suffix == ".pt2" or is_torchscript
+    fits = {None: True, "openvino": is_onnx, "compile": not (is_onnx or is_program)}
+    if not fits.get(runtime, False):
+        kinds = ", ".join(f"{name!r} runs {kind}" for name, kind in RUNS.items())
+        raise ModelFileError(f"{path}: runtime={runtime!r} does not run this file; {kinds}.")
+    if not trust:
+        _check_manifest(path, is_program)
+    if is_onnx:
+        return _open_onnx(path, threads, precision, runtime)
     device = torch.device(device) if device is not None else pick_device()
     if path.suffix == ".pt2":
-        model, info = _open_exported(path, device, trust)
-    elif _is_torchscript(path):
-        model, info = _open_torchscript(path, device, trust)
+        model, info = _open_exported(path, device)
+    elif is_torchscript:
+        model, info = _open_torchscript(path, device)
     else:
         model, info = load_model(path)
         info["format"] = "pytorch"
@@ -121,14 +178,30 @@ def open_model(
     if precision == "bf16":
         memory_format = torch.channels_last
         model = model.to(memory_format=memory_format)
+    if runtime == "compile":
+        model = torch.compile(model)
 
     @torch.inference_mode()
     def logits(batch: np.ndarray) -> np.ndarray:
         images = torch.from_numpy(batch).to(device, memory_format=memory_format)
-        with autocast(device, precision):
+        with _torch_threads(threads), autocast(device, precision):
             return model(images).float().cpu().numpy()
 
     return logits, info
+
+
+@contextmanager
+def _torch_threads(count: int | None) -> Iterator[None]:
+    """Compute with so many threads; PyTorch knows one number for the whole process."""
+    before = torch.get_num_threads()
+    if count in (None, before):
+        yield
+        return
+    torch.set_num_threads(count)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 def _is_torchscript(path: Path) -> bool:
@@ -139,8 +212,7 @@ def _is_torchscript(path: Path) -> bool:
         return any(name.endswith("/constants.pkl") for name in archive.namelist())
 
 
-def _open_torchscript(path: Path, device: torch.device, trust: bool):
-    _check_trust(path, trust)
+def _open_torchscript(path: Path, device: torch.device):
     description = {METADATA_KEY: ""}
     try:
         with legacy_allowed():
@@ -150,8 +222,7 @@ def _open_torchscript(path: Path, device: torch.device, trust: bool):
         raise _damaged(path) from None
 
 
-def _open_exported(path: Path, device: torch.device, trust: bool):
-    _check_trust(path, trust)
+def _open_exported(path: Path, device: torch.device):
     description = {METADATA_KEY: ""}
     try:
         program = torch.export.load(path, extra_files=description)
@@ -175,13 +246,9 @@ def _tensors(message) -> Iterator[onnx.TensorProto]:
                 yield from _tensors(inner)
 
 
-def _open_onnx(path: Path, threads: int | None) -> tuple[LogitsFunction, dict]:
-    options = onnxruntime.SessionOptions()
-    options.log_severity_level = 3  # errors only
-    # Idle threads that spin would take the cores from whatever runs next in this process.
-    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
-    if threads:
-        options.intra_op_num_threads = threads
+def _open_onnx(
+    path: Path, threads: int | None, precision: str, runtime: Runtime | None
+) -> tuple[LogitsFunction, dict]:
     try:
         content = onnx.load(path, load_external_data=False)
         # Such a path could name any file of this computer; ours keep everything inside.
@@ -189,15 +256,44 @@ def _open_onnx(path: Path, threads: int | None) -> tuple[LogitsFunction, dict]:
             raise ModelFileError(
                 f"{path}: refused, it takes weights from other files; export it anew as one file."
             )
-        session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
-        info = json.loads(session.get_modelmeta().custom_metadata_map[METADATA_KEY])
+        start = _start_openvino if runtime == "openvino" else _start_onnxruntime
+        logits = start(path, threads, precision)
+        described = {entry.key: entry.value for entry in content.metadata_props}
+        info = json.loads(described[METADATA_KEY])
     except ModelFileError:
         raise
     except KeyError:
         raise ModelFileError(f"{path}: ONNX, but not written by unetlib; export it anew.") from None
-    except Exception as error:  # ONNX Runtime's errors share no public base class
+    except Exception as error:  # the runtimes' errors share no public base class
         reason = type(error).__name__
         raise ModelFileError(f"{path}: unreadable ONNX file ({reason}); export it anew.") from None
     quantised = any(node.op_type == "QuantizeLinear" for node in content.graph.node)
     info["format"] = "int8" if quantised else "onnx"
-    return lambda batch: session.run(["logits"], {"input": batch})[0], info
+    return logits, info
+
+
+def _start_onnxruntime(path: Path, threads: int | None, precision: str) -> LogitsFunction:
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 3  # errors only
+    # Idle threads that spin would take the cores from whatever runs next in this process.
+    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+    if threads:
+        options.intra_op_num_threads = threads
+    session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
+    return lambda batch: session.run(["logits"], {"input": batch})[0]
+
+
+def _start_openvino(path: Path, threads: int | None, precision: str) -> LogitsFunction:
+    reason = missing_runtime("openvino")
+    if reason:
+        raise ModelFileError(f"{path}: OpenVINO is {reason}.")
+    import openvino  # optional, and not cheap to import
+
+    settings = {
+        "PERFORMANCE_HINT": "LATENCY",
+        "INFERENCE_PRECISION_HINT": "bf16" if precision == "bf16" else "f32",
+    }
+    if threads:
+        settings["INFERENCE_NUM_THREADS"] = threads
+    compiled = openvino.Core().compile_model(path, "CPU", settings)
+    return lambda batch: compiled(batch)["logits"].copy()  # the next call writes over its output

@@ -1,0 +1,299 @@
+"""Files, images -> masks of a whole folder: PNG files or Kaggle's submission, safe to stop.
+
+Reading images, the network, and writing masks overlap. What is done is noted line by line in a
+folder beside the output, so that a stopped run goes on where it was; several processes share the
+images and their notes.
+"""
+
+import csv
+import json
+import shutil
+import sys
+import uuid
+import zlib
+from collections import Counter, deque
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+from itertools import islice
+from pathlib import Path
+from typing import TextIO
+
+import numpy as np
+from accelerate import Accelerator
+from PIL import Image
+from tqdm.auto import tqdm
+
+from unetlib.carvana import IMAGE_SUFFIXES, DataError
+from unetlib.config import whole_file
+from unetlib.dataset import load_image
+from unetlib.formats import file_hash
+from unetlib.inference import BATCH_SIZE, Predictor, enlarge, rle_of_map, upright_size
+
+AHEAD = 3 * BATCH_SIZE  # images decoded before the network asks for them
+
+# Makes of an image's path, probability map and size (width, height) what its line will say.
+Finish = Callable[[Path, np.ndarray, tuple[int, int]], str]
+
+
+def image_files(paths: Iterable[str | Path]) -> list[Path]:
+    """All image files among paths and directly inside folders, sorted within each folder.
+
+    Raises:
+        DataError: a path does not exist, or there is no image at all.
+    """
+    found = []
+    for path in map(Path, paths):
+        if path.is_dir():
+            inside = sorted(path.iterdir())
+            found += [file for file in inside if file.suffix.lower() in IMAGE_SUFFIXES]
+        elif path.is_file():
+            found.append(path)
+        else:
+            raise DataError(f"{path}: no such file or folder; check the path.")
+    if not found:
+        raise DataError("No image found: give files or folders with .jpg, .jpeg or .png files.")
+    return found
+
+
+def write_masks(
+    predictor: Predictor,
+    images: Iterable[str | Path],
+    folder: str | Path,
+    *,
+    flip: bool = False,
+    accelerator: Accelerator | None = None,
+) -> list[tuple[str, str]]:
+    """Write each image's mask as ``<stem>_mask.png`` (0/255, original size).
+
+    Arguments, result and errors as for ``write_submission``; what cannot be read is listed in
+    ``unreadable.csv`` among the masks.
+    """
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+
+    def finish(image: Path, probability: np.ndarray, size: tuple[int, int]) -> str:
+        mask = enlarge(probability, size) > predictor.threshold
+        with whole_file(folder / f"{image.stem}_mask.png") as part:
+            Image.fromarray(mask).save(part)
+        return ""
+
+    job = _Job(predictor, map(Path, images), folder / ".parts", "stem", flip, accelerator)
+    job.work(finish)
+    return job.close(folder / "unreadable.csv")
+
+
+def write_submission(
+    predictor: Predictor,
+    images: Iterable[str | Path],
+    path: str | Path,
+    *,
+    flip: bool = False,
+    accelerator: Accelerator | None = None,
+) -> list[tuple[str, str]]:
+    """Write Kaggle's submission file, columns ``img,rle_mask``, a line per image in order.
+
+    The file appears whole or not at all. A run that was stopped or killed goes on after the last
+    images that it finished. An image that cannot be read gets no line; it is reported, and listed
+    in ``<stem>.unreadable.csv`` beside the output.
+
+    Args:
+        flip: predict the mirrored picture too and take the mean.
+        accelerator: of one of several processes (``learner.start_accelerator``): they share the
+            images, on one computer or on several with one file system.
+
+    Returns:
+        ``(file, problem)`` of each image that cannot be read.
+
+    Raises:
+        DataError: two images of one name, or none that can be read.
+    """
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+
+    def finish(image: Path, probability: np.ndarray, size: tuple[int, int]) -> str:
+        return rle_of_map(probability, size, predictor.threshold)
+
+    def merge(lines: Iterator[tuple[Path, str]]) -> None:
+        with whole_file(path) as part, open(part, "w", newline="", encoding="utf-8") as file:
+            writer = csv.writer(file, lineterminator="\n")
+            writer.writerow(["img", "rle_mask"])
+            writer.writerows((image.name, rle) for image, rle in lines)
+
+    notes = path.with_name(f".{path.name}.parts")
+    job = _Job(predictor, map(Path, images), notes, "name", flip, accelerator)
+    job.work(finish)
+    return job.close(path.with_name(f"{path.stem}.unreadable.csv"), merge)
+
+
+class _Job:
+    """Images to predict, and what is done of them.
+
+    A line of notes for each finished image, in one file for each process: checksum, image,
+    text or problem. A line that was cut off, or damaged, does not count. Notes of another model,
+    threshold or way of writing are thrown away.
+    """
+
+    def __init__(self, predictor, images, folder: Path, named_by: str, flip: bool, accelerator):
+        self.predictor, self.images, self.flip = predictor, list(images), flip
+        self.accelerator = accelerator
+        self.rank = accelerator.process_index if accelerator else 0
+        self.processes = accelerator.num_processes if accelerator else 1
+        names = Counter(getattr(image, named_by) for image in self.images)
+        twice = [name for name, count in names.items() if count > 1]
+        if twice:
+            raise DataError(f"{twice[0]}: two images of this name; predict their folders in turn.")
+        self.keys = [_key(image) for image in self.images]
+        self.folder = folder
+        self.description = json.dumps(
+            dict(
+                model=file_hash(predictor.path),
+                runs=predictor.name,
+                threshold=predictor.threshold,
+                flip=flip,
+                named_by=named_by,
+            )
+        )
+
+    def work(self, finish: Finish) -> None:
+        """Predict the images of this process that are not done yet."""
+        if self.rank == 0:
+            self._begin()
+        self._wait()
+        done = self._done()
+        mine = range(self.rank, len(self.images), self.processes)
+        left = iter([index for index in mine if self.keys[index] not in done])
+        bar = tqdm(
+            desc="predicting",
+            total=len(mine),
+            initial=sum(self.keys[index] in done for index in mine),
+            unit="img",
+            disable=self.rank > 0,
+        )
+        path = self.folder / f"{uuid.uuid4().hex}.jsonl"
+        with bar, open(path, "w", encoding="utf-8") as notes, ThreadPoolExecutor() as pool:
+            read = partial(pool.submit, self._read)
+            ahead = deque(map(read, islice(left, AHEAD)))
+            written = []
+            while ahead or written:
+                batch = [ahead.popleft().result() for _ in range(min(BATCH_SIZE, len(ahead)))]
+                ahead.extend(map(read, islice(left, len(batch))))
+                good = [one for one in batch if one[1] is not None]
+                maps = []
+                if good:
+                    maps = self.predictor.predict_maps(
+                        np.stack([one[1] for one in good]), self.flip
+                    )
+                # The masks of the batch before were written while the network computed this one.
+                for index, text in written:
+                    _note(notes, self.keys[index], text.result(), None)
+                for index, grey, problem in batch:
+                    if grey is None:
+                        tqdm.write(f"left out: {problem}", file=sys.stderr)
+                        _note(notes, self.keys[index], None, problem)
+                notes.flush()
+                bar.update(len(written) + len(batch) - len(good))
+                written = [
+                    (index, pool.submit(finish, self.images[index], one, size))
+                    for (index, _, size), one in zip(good, maps, strict=True)
+                ]
+
+    def close(
+        self,
+        unreadable: Path,
+        merge: Callable[[Iterator[tuple[Path, str]]], None] | None = None,
+    ) -> list[tuple[str, str]]:
+        """Make one file of all processes' notes, list what could not be read, remove the notes."""
+        self._wait()
+        if self.rank > 0:
+            return []
+        done = self._done(with_problems=True)
+        problems = [
+            (str(image), done[key][2])
+            for image, key in zip(self.images, self.keys, strict=True)
+            if done[key][2] is not None
+        ]
+        if len(problems) == len(self.images):
+            shutil.rmtree(self.folder)
+            raise DataError(f"None of the {len(self.images)} images can be read: {problems[0][1]}")
+        if merge is not None:
+            merge(
+                (image, _line(*done[key][:2])[1])
+                for image, key in zip(self.images, self.keys, strict=True)
+                if done[key][2] is None
+            )
+        if problems:
+            with (
+                whole_file(unreadable) as part,
+                open(part, "w", newline="", encoding="utf-8") as file,
+            ):
+                csv.writer(file, lineterminator="\n").writerows([("file", "problem"), *problems])
+        else:
+            unreadable.unlink(missing_ok=True)
+        shutil.rmtree(self.folder)
+        return problems
+
+    def _begin(self) -> None:
+        about = self.folder / "job.json"
+        if (
+            about.is_file()
+            and about.read_text(encoding="utf-8", errors="replace") == self.description
+        ):
+            return
+        shutil.rmtree(self.folder, ignore_errors=True)
+        with whole_file(about) as part:
+            part.write_text(self.description, encoding="utf-8")
+
+    def _wait(self) -> None:
+        if self.accelerator:
+            self.accelerator.wait_for_everyone()
+
+    def _read(self, index: int):
+        """(index, small grey image, (width, height)), or (index, None, problem)."""
+        image = self.images[index]
+        try:
+            return index, load_image(image, self.predictor.size), upright_size(image)
+        except (DataError, OSError) as error:
+            return index, None, str(error)
+
+    def _done(self, with_problems: bool = False) -> dict[str, tuple[Path, int, str | None]]:
+        """Image key -> (file of notes, place in it, problem); without those that have a problem
+        unless asked for, so that they are tried again.
+        """
+        found = {}
+        for path in sorted(self.folder.glob("*.jsonl")):
+            place = 0
+            with open(path, "rb") as file:
+                for line in file:
+                    entry = _parse(line)
+                    if entry and (entry[2] is None or (with_problems and entry[0] not in found)):
+                        found[entry[0]] = path, place, entry[2]
+                    place += len(line)
+        return found
+
+
+def _key(image: Path) -> str:
+    """An image's path, time and size: another picture under the same name is another picture."""
+    try:
+        status = image.stat()
+    except OSError:
+        return str(image)
+    return f"{image} {status.st_mtime_ns} {status.st_size}"
+
+
+def _note(notes: TextIO, key: str, text: str | None, problem: str | None) -> None:
+    entry = json.dumps([key, text, problem])
+    notes.write(f"{zlib.crc32(entry.encode()):08x} {entry}\n")
+
+
+def _parse(line: bytes) -> tuple[str, str | None, str | None] | None:
+    checksum, _, entry = line.rstrip(b"\n").partition(b" ")
+    if not line.endswith(b"\n") or checksum != b"%08x" % zlib.crc32(entry):
+        return None
+    return tuple(json.loads(entry))
+
+
+def _line(path: Path, place: int) -> tuple[str, str | None, str | None]:
+    with open(path, "rb") as file:
+        file.seek(place)
+        return _parse(file.readline())
