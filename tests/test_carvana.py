@@ -281,6 +281,10 @@ def test_encoding_agrees_with_the_pixel_by_pixel_version(mask):
     assert rle_encode(mask) == encode_pixel_by_pixel(mask)
 
 
+def test_runs_may_touch():
+    assert rle_decode("1 2 3 1", 1, 4).tolist() == [[True, True, True, False]]
+
+
 @given(masks)
 def test_decoding_undoes_encoding(mask):
     decoded = rle_decode(rle_encode(mask), *mask.shape)
@@ -305,6 +309,9 @@ def test_decoding_undoes_encoding(mask):
         "13 1",
         "1 3 2 1",
         "5 1 1 1",
+        "0 1 5 1",
+        "1 1 12 2",
+        "1 1 3 3 4 1",
         "99999999999999999999 1",
         "1 9223372036854775807",
     ],

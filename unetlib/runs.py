@@ -204,7 +204,7 @@ def load_state(folder: Path) -> dict:
                 raise KeyError("best.pth is of another epoch")
             best = None
         return state | dict(best=best, folder=folder.name)
-    except (ModelFileError, KeyError, TypeError):
+    except (ValueError, KeyError, TypeError):
         raise RunError(
             f"{folder}: last.pth or best.pth is missing or damaged; train anew with "
             "fit(..., retrain=True)."
@@ -224,11 +224,16 @@ def _open(folder: Path) -> Run:
         if missing or set(versions()) - set(details["versions"]):
             raise KeyError("run.json is incomplete")
         return Run(folder, Recipe(**settings), history, details)
-    except FileNotFoundError:
-        raise FileNotFoundError(f"{folder}: no run in this folder; train one with fit().") from None
-    except (ValueError, TypeError, KeyError) as error:
+    except (FileNotFoundError, ValueError, TypeError, KeyError) as error:
+        reason = " ".join(str(error).split())
+        if isinstance(error, FileNotFoundError):
+            reason = f"{Path(error.filename).name} is missing"
+            if not (folder / "history.csv").exists():
+                raise FileNotFoundError(
+                    f"{folder}: no run in this folder; train one with fit()."
+                ) from None
         raise RunError(
-            f"{folder}: not a readable run ({error}); train it anew with fit(..., retrain=True)."
+            f"{folder}: not a readable run ({reason}); train it anew with fit(..., retrain=True)."
         ) from None
 
 
