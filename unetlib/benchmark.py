@@ -7,6 +7,7 @@ import json
 import os
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Iterable
 from functools import partial
@@ -30,7 +31,7 @@ from unetlib.inference import (
     upright_size,
 )
 from unetlib.metrics import dice
-from unetlib.model import autocast, pick_precision
+from unetlib.model import ModelFileError, autocast, pick_precision
 
 
 def contenders(
@@ -64,7 +65,8 @@ def contenders(
     for name in [name for name in files if weights[name] != weights[next(iter(files))]]:
         print(f"{files.pop(name)}: of another training than the first file: left out; export anew")
     choices = [(path, "fp32", None) for path in files.values()]
-    if pick_precision(torch.device("cpu")) != "bf16":
+    native = pick_precision(torch.device("cpu"))
+    if native != "bf16":
         print("bf16: this processor does not compute with it natively: left out")
     elif "pytorch" in files:
         choices.insert(1, (files["pytorch"], "bf16", None))
@@ -77,7 +79,7 @@ def contenders(
         elif runtime == "openvino":
             onnx = [files[name] for name in ("onnx", "int8") if name in files]
             choices += [(path, "fp32", runtime) for path in onnx]
-            if len(choices) > 1 and choices[1][1] == "bf16" and "onnx" in files:
+            if native == "bf16" and "onnx" in files:
                 choices.append((files["onnx"], "bf16", runtime))
     return [
         load_predictor(path, "cpu", threads, precision, runtime=runtime)
@@ -149,9 +151,11 @@ def watch():
     while not done.wait(0.002):
         peak[0] = max(peak[0], process.memory_info().rss)
 watcher = threading.Thread(target=watch, daemon=True); watcher.start()
-path, precision, runtime = sys.argv[1:]
+path, precision, runtime, *trust = sys.argv[1:]
 loading = time.perf_counter()
-predictor = load_predictor(path, "cpu", precision=precision, runtime=runtime or None)
+predictor = load_predictor(
+    path, "cpu", precision=precision, runtime=runtime or None, trust=bool(trust)
+)
 batch = numpy.zeros((1, 1, predictor.size, predictor.size), numpy.float32)
 predictor.logits(batch)
 first = time.perf_counter()
@@ -172,17 +176,23 @@ def cold_start(predictor: Predictor) -> dict[str, float]:
         loading the model and its first prediction.
 
     Raises:
-        RuntimeError: the process failed.
+        ModelFileError: the process failed.
     """
     arguments = [str(predictor.path), predictor.precision, predictor.runtime or ""]
-    finished = subprocess.run(
-        [sys.executable, "-c", COLD_START, *arguments],
-        capture_output=True,
-        text=True,
-        env=dict(os.environ, PYTHONPATH=os.pathsep.join(filter(None, sys.path))),
-    )
+    arguments += ["trust"] * predictor.trust
+    with tempfile.TemporaryDirectory() as folder:  # what torch.compile kept before does not count
+        places = dict(
+            PYTHONPATH=os.pathsep.join(filter(None, sys.path)), TORCHINDUCTOR_CACHE_DIR=folder
+        )
+        finished = subprocess.run(
+            [sys.executable, "-c", COLD_START, *arguments],
+            capture_output=True,
+            text=True,
+            env=os.environ | places,
+        )
     if finished.returncode:
-        raise RuntimeError(f"{predictor.path}: a fresh process failed: {finished.stderr[-300:]}")
+        reason = finished.stderr.strip().rpartition("\n")[2]
+        raise ModelFileError(f"{predictor.path}: a fresh process cannot use it: {reason}")
     return json.loads(finished.stdout.strip().splitlines()[-1])
 
 
@@ -269,17 +279,16 @@ def compare(
     """
     predictors = contenders(models_dir, runtimes=runtimes)
     dataset = CarvanaDataset(samples, predictors[0].size)
-    full_masks = [load_mask(path) for path in dataset.samples["mask"]]
     first, rows = None, []
     for predictor in tqdm(predictors, "scoring"):
         batches = np.array_split(dataset.images, -(-len(dataset) // BATCH_SIZE))
         probability = np.concatenate([predictor.predict_maps(batch) for batch in batches])
         car = probability > predictor.threshold
         first = (probability, car) if first is None else first
-        full = [
-            dice(enlarge(one, mask.shape[::-1]) > predictor.threshold, mask).item()
-            for one, mask in zip(probability, full_masks, strict=True)
-        ]
+        full = []
+        for one, path in zip(probability, dataset.samples["mask"], strict=True):
+            mask = load_mask(path)
+            full.append(dice(enlarge(one, mask.shape[::-1]) > predictor.threshold, mask).item())
         fresh = cold_start(predictor)
         rows.append(
             dict(

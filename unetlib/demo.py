@@ -11,7 +11,7 @@ import numpy as np
 from PIL import Image
 
 from unetlib.dataset import load_image, to_tensor
-from unetlib.inference import Predictor
+from unetlib.inference import Predictor, upright_size
 
 WIDTH = 480  # of the picture shown, in pixels
 BLUE = np.array([0, 114, 178], np.float32)  # Okabe and Ito's, as in `plots`
@@ -53,8 +53,8 @@ class LiveDemo:
             started = time.perf_counter()
             predictor.logits(batch)
             milliseconds = 1000 * (time.perf_counter() - started)
-            with Image.open(image) as opened:
-                height = round(WIDTH * opened.height / opened.width)
+            width, height = upright_size(image)
+            height = round(WIDTH * height / width)
             probability = predictor.predict_proba(image, size=(height, WIDTH))
             self._maps[image, predictor.name] = probability, milliseconds
         probability, milliseconds = self._maps[image, predictor.name]

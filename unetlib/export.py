@@ -39,6 +39,7 @@ from unetlib.config import whole_file
 from unetlib.dataset import CarvanaDataset, to_tensor
 from unetlib.formats import (
     FILES,
+    MANIFEST,
     METADATA_KEY,
     describe,
     legacy_allowed,
@@ -79,7 +80,32 @@ def export_all(
     """
     output_dir = Path(output_dir) if output_dir is not None else config.models_dir()
     output_dir.mkdir(parents=True, exist_ok=True)
-    paths = {name: output_dir / file for name, file in FILES.items()}
+    with tempfile.TemporaryDirectory(dir=output_dir, prefix=".export-") as workshop:
+        table = _export_into(Path(workshop), run, train, val)
+        wrong = table[
+            ((table["format"] != "int8") & ~(table["max_abs_diff"] <= TOLERANCE))
+            | ~(table["dice_difference"] >= -INT8_TOLERANCE)
+        ]
+        for file in wrong["file"]:
+            (Path(workshop) / file).unlink()
+            (output_dir / file).unlink(missing_ok=True)
+        write_manifest(Path(workshop))
+        # Only now do files of an earlier export go. Until the manifest follows, none is vouched for.
+        for file in [*table["file"].drop(wrong.index), MANIFEST]:
+            os.replace(Path(workshop) / file, output_dir / file)
+    if len(wrong):
+        raise ModelFileError(
+            f"{', '.join(wrong['file'])}: differs too much from the PyTorch model (over "
+            f"{TOLERANCE} in probability, for int8 {INT8_TOLERANCE} in Dice) and was removed; "
+            "report it with your library versions."
+        )
+    return table
+
+
+def _export_into(
+    folder: Path, run: Run | str | Path, train: pd.DataFrame, val: pd.DataFrame
+) -> pd.DataFrame:
+    paths = {name: folder / file for name, file in FILES.items()}
     model, content = load_model(run.checkpoint if isinstance(run, Run) else run)
     size, threshold = content["size"], content["threshold"]
     every = max(1, len(train) // CALIBRATION_IMAGES)
@@ -95,22 +121,8 @@ def export_all(
         bar.update()
         quantize_int8(paths["onnx"], paths["int8"], to_tensor(calibration.images).numpy())
         bar.update()
-    write_manifest(output_dir)
-    table = _parity_in_a_fresh_process(output_dir, val)
-    wrong = table[
-        ((table["format"] != "int8") & ~(table["max_abs_diff"] <= TOLERANCE))
-        | ~(table["dice_difference"] >= -INT8_TOLERANCE)
-    ]
-    for name in wrong["format"]:
-        paths[name].unlink()
-    if len(wrong):
-        write_manifest(output_dir)
-        raise ModelFileError(
-            f"{', '.join(wrong['file'])}: differs too much from the PyTorch model (over "
-            f"{TOLERANCE} in probability, for int8 {INT8_TOLERANCE} in Dice) and was removed; "
-            "report it with your library versions."
-        )
-    return table
+    write_manifest(folder)
+    return _parity_in_a_fresh_process(folder, val)
 
 
 COMPARE = """

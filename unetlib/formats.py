@@ -1,9 +1,10 @@
 """Model files -> functions from images to logits, whatever the format, and safe to open.
 
 Weights (``.pth``) and graphs (``.onnx``) are data: opening one runs none of its content.
-TorchScript and ``.pt2`` files are programs, so they are opened only if ``export_all`` wrote down
-their SHA-256 beside them, or if the caller vouches for them. A file of any format whose SHA-256
-is not the one written down beside it is damaged or not what was exported, and is refused.
+TorchScript and ``.pt2`` files are programs, so they are opened only if ``manifest.json`` beside them
+names their SHA-256, or if the caller vouches for them. A file of any format whose SHA-256 is not the
+one named there is damaged or not what was exported, and is refused. The manifest does not say who
+exported: a folder from a stranger brings a manifest of its own.
 """
 
 import hashlib
@@ -14,6 +15,7 @@ import warnings
 import zipfile
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
+from functools import cache
 from pathlib import Path
 from typing import Literal
 
@@ -70,7 +72,7 @@ def write_manifest(folder: Path, files: Iterable[Path] | None = None) -> None:
         files = [folder / name for name in FILES.values() if (folder / name).is_file()]
     else:
         content = read_manifest(folder)
-    weights = file_hash(folder / FILES["pytorch"])
+    weights = file_hash(folder / FILES["pytorch"]) if files else ""
     for file in files:
         content[file.name] = dict(
             sha256=file_hash(file), bytes=file.stat().st_size, weights=weights
@@ -109,6 +111,7 @@ def _check_manifest(path: Path, is_program: bool) -> None:
         )
 
 
+@cache
 def missing_runtime(runtime: Runtime) -> str | None:
     """Why an extra runtime cannot be used here, in a few words; None if it can."""
     if runtime == "openvino":
@@ -161,6 +164,15 @@ def open_model(
     if not fits.get(runtime, False):
         kinds = ", ".join(f"{name!r} runs {kind}" for name, kind in RUNS.items())
         raise ModelFileError(f"{path}: runtime={runtime!r} does not run this file; {kinds}.")
+    if precision != "fp32" and not (
+        precision == "bf16" and (runtime == "openvino" or not (is_onnx or is_program))
+    ):
+        raise ModelFileError(
+            f"{path}: precision={precision!r} does not fit this file; fp32 always does, bf16 fits "
+            ".pth files of weights, and ONNX files in OpenVINO."
+        )
+    if runtime is not None and missing_runtime(runtime):
+        raise ModelFileError(f"{path}: {runtime}: {missing_runtime(runtime)}.")
     if not trust:
         _check_manifest(path, is_program)
     if is_onnx:
@@ -208,8 +220,11 @@ def _is_torchscript(path: Path) -> bool:
     """Both kinds of ``.pth`` are zip archives; only a TorchScript program has constants."""
     if not zipfile.is_zipfile(path):
         return False
-    with zipfile.ZipFile(path) as archive:
-        return any(name.endswith("/constants.pkl") for name in archive.namelist())
+    try:
+        with zipfile.ZipFile(path) as archive:
+            return any(name.endswith("/constants.pkl") for name in archive.namelist())
+    except zipfile.BadZipFile:
+        return False
 
 
 def _open_torchscript(path: Path, device: torch.device):
@@ -284,9 +299,6 @@ def _start_onnxruntime(path: Path, threads: int | None, precision: str) -> Logit
 
 
 def _start_openvino(path: Path, threads: int | None, precision: str) -> LogitsFunction:
-    reason = missing_runtime("openvino")
-    if reason:
-        raise ModelFileError(f"{path}: OpenVINO is {reason}.")
     import openvino  # optional, and not cheap to import
 
     settings = {

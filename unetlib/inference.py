@@ -4,9 +4,11 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import torch
 from PIL import Image
 
+from unetlib import pictures
 from unetlib.carvana import rle_encode
 from unetlib.dataset import load_image, to_tensor
 from unetlib.formats import Runtime, open_model
@@ -23,7 +25,7 @@ class Predictor:
         format: ``pytorch``, ``torchscript``, ``exported``, ``onnx`` or ``int8``.
         size: image side in pixels that the model was trained at.
         threshold: of the probability above which a pixel counts as car.
-        path, precision, runtime: what it was opened with.
+        path, precision, runtime, trust: what it was opened with.
         logits: the bare model: float32 arrays ``(N, 1, H, W)`` in [0, 1] -> logits.
     """
 
@@ -36,7 +38,7 @@ class Predictor:
         trust: bool = False,
         runtime: Runtime | None = None,
     ):
-        self.path, self.precision, self.runtime = Path(path), precision, runtime
+        self.path, self.precision, self.runtime, self.trust = Path(path), precision, runtime, trust
         self.logits, info = open_model(path, device, threads, precision, trust, runtime)
         self.format, self.size, self.threshold = info["format"], info["size"], info["threshold"]
         numbers = "int8" if self.format == "int8" else precision
@@ -56,7 +58,8 @@ class Predictor:
         is not a staircase.
 
         Args:
-            image_or_images: a path, PIL image or array (see ``dataset.load_image``), or a list.
+            image_or_images: a path, PIL image or array (see ``dataset.load_image``), or a list or
+                table column of them.
             size: of the result: ``original`` (the image's own), ``model`` (as the model gives it,
                 nothing enlarged), or ``(height, width)`` in pixels.
             flip: predict the mirrored picture too and take the mean (test-time augmentation).
@@ -75,8 +78,8 @@ class Predictor:
             raise ValueError(f"tile={tile} must be a multiple of {STRIDE}, for example 512.")
         if isinstance(size, str) and size not in ("original", "model"):
             raise ValueError(f"size={size!r}: give 'original', 'model' or (height, width).")
-        if isinstance(image_or_images, (list, tuple)):
-            return list(self._predict(image_or_images, size, flip, tile))
+        if isinstance(image_or_images, (list, tuple, pd.Series)):
+            return list(self._predict(list(image_or_images), size, flip, tile))
         return next(self._predict([image_or_images], size, flip, tile))
 
     def predict_mask(
@@ -177,9 +180,8 @@ def upright_size(image) -> tuple[int, int]:
         return image.shape[1], image.shape[0]
     if not isinstance(image, Image.Image):
         with Image.open(image) as opened:
-            return upright_size(opened)
-    turned = image.getexif().get(0x0112, 1) >= 5  # orientations 5 to 8 lie on their side
-    return image.size[::-1] if turned else image.size
+            return pictures.upright_size(opened)
+    return pictures.upright_size(image)
 
 
 def enlarge(probability: np.ndarray, size: tuple[int, int]) -> np.ndarray:

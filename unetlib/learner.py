@@ -60,16 +60,16 @@ def memory_named(images: int, side: int, device: torch.device) -> Iterator[None]
         ) from None
 
 
-def start_accelerator() -> Accelerator:
+def start_accelerator(patience: timedelta = timedelta(hours=1)) -> Accelerator:
     """The devices and processes there are, CUDA before MPS before CPU.
 
     Precision is the recipe's affair, so Accelerate's own is switched off. Several processes use
-    CUDA or the CPU; they wait for each other up to an hour (decoding a large set takes its time).
+    CUDA or the CPU; they wait for each other as long as ``patience`` (decoding a large set takes its time).
     """
     device, handlers = pick_device().type, []
     on_cpu = device == "cpu"
     if int(os.environ.get("WORLD_SIZE", 1)) > 1:
-        on_cpu, handlers = device != "cuda", [InitProcessGroupKwargs(timeout=timedelta(hours=1))]
+        on_cpu, handlers = device != "cuda", [InitProcessGroupKwargs(timeout=patience)]
     return Accelerator(cpu=on_cpu, mixed_precision="no", kwargs_handlers=handlers)
 
 

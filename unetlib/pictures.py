@@ -88,7 +88,8 @@ def upright(image: Image.Image) -> Image.Image:
 
 def upright_size(image: Image.Image) -> tuple[int, int]:
     """(width, height) of an image as it is seen: EXIF orientations 5 to 8 lie on their side."""
-    return image.size[::-1] if image.getexif().get(ORIENTATION, 1) >= 5 else image.size
+    turned = image.getexif().get(ORIENTATION, 1) in range(5, 9)
+    return image.size[::-1] if turned else image.size
 
 
 def load_mask(path: str | Path) -> np.ndarray:
