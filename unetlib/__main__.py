@@ -13,10 +13,12 @@ python -m unetlib subset --cars 40 --size 480x320 SOURCE TARGET
 
 import argparse
 import json
+import os
 import sys
 import warnings
 from contextlib import redirect_stdout
 from dataclasses import dataclass, field, make_dataclass
+from datetime import timedelta
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -147,12 +149,17 @@ class Predict:
     json: Json = False
 
     def __call__(self) -> dict | None:
-        processes = start_accelerator()
+        processes = start_accelerator(patience=timedelta(days=7))  # computers may differ in speed
+        here = int(os.environ.get("LOCAL_WORLD_SIZE", 1))
         predictor = load_predictor(
-            self.model, processes.device, trust=self.trust, runtime=self.runtime
+            self.model,
+            processes.device,
+            threads=max(1, (os.cpu_count() or 1) // here) if here > 1 else None,
+            trust=self.trust,
+            runtime=self.runtime,
         )
         images = image_files(self.images)
-        write = write_submission if self.output.suffix == ".csv" else write_masks
+        write = write_submission if self.output.suffix.lower() == ".csv" else write_masks
         unreadable = write(predictor, images, self.output, flip=self.flip, accelerator=processes)
         if not processes.is_main_process:
             return None

@@ -90,7 +90,7 @@ def export_all(
             (Path(workshop) / file).unlink()
             (output_dir / file).unlink(missing_ok=True)
         write_manifest(Path(workshop))
-        # Only now do files of an earlier export go. Until the manifest follows, none is vouched for.
+        # Only now do files of an earlier export go. The manifest that vouches for them comes last.
         for file in [*table["file"].drop(wrong.index), MANIFEST]:
             os.replace(Path(workshop) / file, output_dir / file)
     if len(wrong):

@@ -64,7 +64,8 @@ def start_accelerator(patience: timedelta = timedelta(hours=1)) -> Accelerator:
     """The devices and processes there are, CUDA before MPS before CPU.
 
     Precision is the recipe's affair, so Accelerate's own is switched off. Several processes use
-    CUDA or the CPU; they wait for each other as long as ``patience`` (decoding a large set takes its time).
+    CUDA or the CPU; they wait for each other as long as ``patience``: decoding a large set takes
+    its time.
     """
     device, handlers = pick_device().type, []
     on_cpu = device == "cpu"

@@ -7,6 +7,7 @@ images and their notes.
 
 import csv
 import json
+import os
 import shutil
 import sys
 import uuid
@@ -21,6 +22,7 @@ from typing import TextIO
 
 import numpy as np
 from accelerate import Accelerator
+from accelerate.utils import broadcast_object_list
 from PIL import Image
 from tqdm.auto import tqdm
 
@@ -29,6 +31,7 @@ from unetlib.config import whole_file
 from unetlib.dataset import load_image
 from unetlib.formats import file_hash
 from unetlib.inference import BATCH_SIZE, Predictor, enlarge, rle_of_map, upright_size
+from unetlib.pictures import UNREADABLE
 
 AHEAD = 3 * BATCH_SIZE  # images decoded before the network asks for them
 
@@ -46,7 +49,13 @@ def image_files(paths: Iterable[str | Path]) -> list[Path]:
     for path in map(Path, paths):
         if path.is_dir():
             inside = sorted(path.iterdir())
-            found += [file for file in inside if file.suffix.lower() in IMAGE_SUFFIXES]
+            found += [
+                file
+                for file in inside
+                if file.suffix.lower() in IMAGE_SUFFIXES
+                and file.is_file()
+                and not file.name.startswith(".")
+            ]
         elif path.is_file():
             found.append(path)
         else:
@@ -69,17 +78,26 @@ def write_masks(
     Arguments, result and errors as for ``write_submission``; what cannot be read is listed in
     ``unreadable.csv`` among the masks.
     """
-    folder = Path(folder)
+    folder, images = Path(folder), [Path(image) for image in images]
     folder.mkdir(parents=True, exist_ok=True)
+    here = [image for image in images if image.resolve().parent == folder.resolve()]
+    if here:
+        raise DataError(
+            f"{here[0]}: its own folder cannot take the masks; choose another --output."
+        )
+
+    def mask_file(image: Path) -> Path:
+        return folder / f"{image.stem}_mask.png"
 
     def finish(image: Path, probability: np.ndarray, size: tuple[int, int]) -> str:
         mask = enlarge(probability, size) > predictor.threshold
-        with whole_file(folder / f"{image.stem}_mask.png") as part:
-            Image.fromarray(mask).save(part)
+        unfinished = folder / ".parts" / mask_file(image).name
+        Image.fromarray(mask).save(unfinished)
+        os.replace(unfinished, mask_file(image))
         return ""
 
-    job = _Job(predictor, map(Path, images), folder / ".parts", "stem", flip, accelerator)
-    job.work(finish)
+    job = _Job(predictor, images, folder / ".parts", "stem", flip, accelerator)
+    job.work(finish, lambda image: mask_file(image).is_file())
     return job.close(folder / "unreadable.csv")
 
 
@@ -155,12 +173,20 @@ class _Job:
             )
         )
 
-    def work(self, finish: Finish) -> None:
-        """Predict the images of this process that are not done yet."""
+    def work(self, finish: Finish, is_there: Callable[[Path], bool] = lambda _: True) -> None:
+        """Predict the images of this process that are not done yet, or whose result is gone."""
         if self.rank == 0:
             self._begin()
+        if self.accelerator:  # one list for all, whatever happens to the folder meanwhile
+            shared = [self.images, self.keys, self.description]
+            self.images, self.keys, self.description = broadcast_object_list(shared)
         self._wait()
-        done = self._done()
+        found = self._done()
+        done = {
+            key
+            for image, key in zip(self.images, self.keys, strict=True)
+            if key in found and is_there(image)
+        }
         mine = range(self.rank, len(self.images), self.processes)
         left = iter([index for index in mine if self.keys[index] not in done])
         bar = tqdm(
@@ -171,7 +197,11 @@ class _Job:
             disable=self.rank > 0,
         )
         path = self.folder / f"{uuid.uuid4().hex}.jsonl"
-        with bar, open(path, "w", encoding="utf-8") as notes, ThreadPoolExecutor() as pool:
+        with (
+            bar,
+            open(path, "w", encoding="utf-8", newline="\n") as notes,
+            ThreadPoolExecutor() as pool,
+        ):
             read = partial(pool.submit, self._read)
             ahead = deque(map(read, islice(left, AHEAD)))
             written = []
@@ -181,9 +211,7 @@ class _Job:
                 good = [one for one in batch if one[1] is not None]
                 maps = []
                 if good:
-                    maps = self.predictor.predict_maps(
-                        np.stack([one[1] for one in good]), self.flip
-                    )
+                    maps = self._predict(np.stack([one[1] for one in good]))
                 # The masks of the batch before were written while the network computed this one.
                 for index, text in written:
                     _note(notes, self.keys[index], text.result(), None)
@@ -208,6 +236,10 @@ class _Job:
         if self.rank > 0:
             return []
         done = self._done(with_problems=True)
+        if not self._is_ours() or not done.keys() >= set(self.keys):
+            raise DataError(
+                f"{self.folder}: changed by another run while this one worked; run it again."
+            )
         problems = [
             (str(image), done[key][2])
             for image, key in zip(self.images, self.keys, strict=True)
@@ -234,15 +266,24 @@ class _Job:
         return problems
 
     def _begin(self) -> None:
-        about = self.folder / "job.json"
-        if (
-            about.is_file()
-            and about.read_text(encoding="utf-8", errors="replace") == self.description
-        ):
+        if self._is_ours():
             return
-        shutil.rmtree(self.folder, ignore_errors=True)
-        with whole_file(about) as part:
+        if self.folder.exists():
+            shutil.rmtree(self.folder)
+        with whole_file(self.folder / "job.json") as part:
             part.write_text(self.description, encoding="utf-8")
+
+    def _is_ours(self) -> bool:
+        about = self.folder / "job.json"
+        return about.is_file() and about.read_bytes() == self.description.encode()
+
+    def _predict(self, images: np.ndarray) -> np.ndarray:
+        """Maps of a batch, filled up: sums round differently in batches of different sizes, and a
+        run that was stopped must end in the same file as one that was not.
+        """
+        missing = BATCH_SIZE - len(images) if len(self.images) > BATCH_SIZE else 0
+        filled = np.pad(images, ((0, missing), (0, 0), (0, 0)))
+        return self.predictor.predict_maps(filled, self.flip)[: len(images)]
 
     def _wait(self) -> None:
         if self.accelerator:
@@ -253,7 +294,7 @@ class _Job:
         image = self.images[index]
         try:
             return index, load_image(image, self.predictor.size), upright_size(image)
-        except (DataError, OSError) as error:
+        except (DataError, *UNREADABLE) as error:
             return index, None, str(error)
 
     def _done(self, with_problems: bool = False) -> dict[str, tuple[Path, int, str | None]]:
