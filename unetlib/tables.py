@@ -80,7 +80,7 @@ def read_table(path: Path, columns: list[str], **options):
     except (OSError, ValueError, csv.Error):
         problem = f"not a csv file with the column(s) {', '.join(columns)}"
         return None, [Problem(str(path), problem, "download it anew, or delete it: it is optional")]
-    malformed = [row[0][:30] for row in rows if len(row) != len(header)]
+    malformed = [" ".join(row[0].split())[:30] for row in rows if len(row) != len(header)]
     sound, doubled = {}, []
     for row in rows:
         if len(row) == len(header) and sound.setdefault(row[key], row) is not row:
