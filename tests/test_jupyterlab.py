@@ -52,8 +52,11 @@ ERRORS = """return [...document.querySelectorAll(
 FIGURES = """return [...document.querySelectorAll(".jp-CodeCell")].filter(cell => [
     ...cell.querySelectorAll(".jp-OutputArea img")].some(img => img.naturalWidth > 50)).length"""
 FIRST = ".jp-OutputArea img"
-PICTURE = """return [...arguments[0].closest(".jp-CodeCell").querySelectorAll(
-    ".jp-OutputArea img")].map(img => {
+# All pictures below a cell, as pixels; nothing while one of them is still being loaded.
+PICTURE = """
+    const found = arguments[0].closest(".jp-CodeCell").querySelectorAll(".jp-OutputArea img");
+    if (![...found].every(img => img.complete && img.naturalWidth)) return "";
+    return [...found].map(img => {
         const canvas = document.createElement("canvas");
         [canvas.width, canvas.height] = [img.naturalWidth, img.naturalHeight];
         canvas.getContext("2d").drawImage(img, 0, 0);
@@ -165,7 +168,7 @@ def move_slider(browser, name: str) -> None:
     screenshot(browser, f"{name}-slider-before")
     handle = slider.find_element(By.CSS_SELECTOR, ".noUi-handle")
     handle.send_keys(Keys.ARROW_LEFT * 6)
-    wait(browser, lambda: browser.execute_script(PICTURE, slider) != before)
+    wait(browser, lambda: browser.execute_script(PICTURE, slider) not in ("", before))
     screenshot(browser, f"{name}-slider-after")
     assert browser.execute_script(ERRORS) == []
 
