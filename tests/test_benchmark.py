@@ -10,7 +10,7 @@ from unetlib.benchmark import benchmark, cold_start, compare, contenders, multip
 from unetlib.carvana import DataError
 from unetlib.formats import FILES, write_manifest
 from unetlib.inference import load_predictor
-from unetlib.model import load_model, save_model
+from unetlib.model import ModelFileError, load_model, save_model
 
 NAMES = ["pytorch fp32", "torchscript fp32", "exported fp32", "onnx fp32", "int8"]
 
@@ -70,7 +70,7 @@ def test_a_cold_start_with_a_file_that_is_gone_is_an_error(exported, tmp_path):
     copy = shutil.copy(exported[0] / FILES["onnx"], tmp_path / "model.onnx")
     predictor = load_predictor(copy)
     predictor.path.unlink()
-    with pytest.raises(RuntimeError, match="a fresh process failed"):
+    with pytest.raises(ModelFileError, match=r"a fresh process cannot use it: .*no such file"):
         cold_start(predictor)
 
 

@@ -256,24 +256,11 @@ def models(exported, tables, tmp_path_factory):
     return folder, images, logits
 
 
-WHY = "formats._is_torchscript lets zipfile's errors through"
-perhaps = pytest.mark.xfail(reason=WHY)  # whether random damage hits the table of contents: chance
-
-
 @pytest.mark.fault(
     "an exported model cut off, zeroed or changed anywhere",
     "refused by its checksum, and named",
 )
-@pytest.mark.parametrize(
-    "name",
-    [
-        pytest.param(FILES["pytorch"], marks=perhaps),
-        pytest.param(FILES["torchscript"], marks=perhaps),
-        FILES["exported"],
-        FILES["onnx"],
-        FILES["int8"],
-    ],
-)
+@pytest.mark.parametrize("name", FILES.values())
 @given(happened=accidents)
 def test_a_damaged_model_is_never_used(models, name, happened):
     folder, images, logits = models
@@ -304,7 +291,6 @@ def test_one_changed_byte_of_a_model_is_noticed(models, name):
         (folder / name).write_bytes(whole)
 
 
-@pytest.mark.xfail(strict=True, reason=WHY)
 @pytest.mark.fault(
     "the table of contents of a .pth file damaged", "refused in one sentence that names the file"
 )

@@ -115,7 +115,6 @@ def test_a_stopped_run_cannot_go_on_where_nothing_can_be_written(tables, own_dis
 
 
 @pytest.mark.slow
-@pytest.mark.xfail(strict=True, reason="export_all overwrites the old files one by one")
 @pytest.mark.fault(
     "disk full while a model is exported over an older one",
     "one sentence with the remedy; the older files stay, all of them",
@@ -160,7 +159,6 @@ except (ValueError, OSError) as error:
 
 
 @pytest.mark.slow
-@pytest.mark.xfail(reason="export_all takes no lock: files of two exports can end up mixed")
 @pytest.mark.fault(
     "two programs export different models into one folder at once",
     "one after the other; the files left are all of one model, and the manifest vouches for them",

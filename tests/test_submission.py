@@ -7,13 +7,14 @@ import shutil
 import signal
 import subprocess
 import sys
-import time
 
 import numpy as np
 import pytest
 from PIL import Image
 
+from unetlib import submission
 from unetlib.carvana import DataError, rle_decode
+from unetlib.dataset import load_image
 from unetlib.formats import FILES
 from unetlib.inference import load_predictor
 from unetlib.submission import image_files, write_masks, write_submission
@@ -132,84 +133,113 @@ def test_two_images_of_one_name_are_refused(predictor, data_set, tmp_path):
 
 # ---------------------------------------------------------------------- stopped, killed, disturbed
 
-STOP = "import sys, unetlib.submission as s; s.BATCH_SIZE = 4; s.AHEAD = 8\n"
-STOP += "from unetlib.inference import load_predictor\n"
-STOP += "images = s.image_files([sys.argv[2]])\n"
-STOP += "s.write_submission(load_predictor(sys.argv[1], 'cpu'), images, sys.argv[3])"
+# A process that stops itself with a signal when it has written its N-th note.
+STOP = """
+import os, sys
+import unetlib.submission as s
+from unetlib.inference import load_predictor
+model, images, output, number, signal = sys.argv[1:]
+count, note = [0], s._note
+def noting(notes, *rest):
+    note(notes, *rest)
+    count[0] += 1
+    if count[0] == int(number):
+        notes.write("0000 cut o")
+        notes.flush()
+        os.kill(os.getpid(), int(signal))
+s._note = noting
+write = s.write_submission if output.endswith("csv") else s.write_masks
+write(load_predictor(model, "cpu"), s.image_files([images]), output)
+"""
 
 
-def _lines(folder) -> int:
-    return sum(file.read_bytes().count(b"\n") for file in folder.glob("*.jsonl"))
+def _stopped(exported, many, output, number, by="SIGKILL") -> int:
+    """The return code of a process that was stopped after so many notes."""
+    command = [sys.executable, "-c", STOP, exported[0] / FILES["pytorch"], many, output, number]
+    command.append(getattr(signal, by).value)
+    finished = subprocess.run(list(map(str, command)), env=ENVIRONMENT, stderr=subprocess.DEVNULL)
+    return finished.returncode
 
 
-def _started(exported, many, path):
-    command = [
-        sys.executable,
-        "-c",
-        STOP,
-        str(exported[0] / FILES["pytorch"]),
-        str(many),
-        str(path),
-    ]
-    return subprocess.Popen(command, env=ENVIRONMENT, stderr=subprocess.DEVNULL)
+@pytest.fixture
+def read(monkeypatch):
+    """The images read from now on."""
+    seen = []
+    monkeypatch.setattr(
+        submission, "load_image", lambda image, size: seen.append(image) or load_image(image, size)
+    )
+    return seen
 
 
-@pytest.mark.parametrize("stopped_by", [signal.SIGKILL, signal.SIGINT])
+@pytest.mark.fault("submission run is killed, twice", "goes on; the same file, byte for byte")
+@pytest.mark.parametrize("by", ["SIGKILL", "SIGINT"])
 def test_a_killed_run_goes_on_and_gives_the_same_file(
-    exported, predictor, many, undisturbed, tmp_path, stopped_by
+    exported, predictor, many, undisturbed, tmp_path, read, by
 ):
-    path, notes = tmp_path / "submission.csv", tmp_path / ".submission.csv.parts"
-    for at_least in (8, 40):
-        process = _started(exported, many, path)
-        while _lines(notes) < at_least and process.poll() is None:
-            time.sleep(0.002)
-        process.send_signal(stopped_by)
-        process.wait()
+    path = tmp_path / "submission.csv"
+    for number in (20, 21):
+        assert _stopped(exported, many, path, number, by) != 0
         assert not path.exists()
-    done = _lines(notes)
-    assert 40 <= done < 70
     assert write_submission(predictor, image_files([many]), path) == []
+    assert len(read) == 70 - 20 - 21
     assert path.read_bytes() == undisturbed
     assert [file.name for file in tmp_path.iterdir()] == ["submission.csv"]
+
+
+@pytest.mark.fault("masks run is killed, and a mask deleted", "goes on; both are written")
+def test_killed_masks_go_on_and_a_deleted_one_is_written_again(
+    exported, predictor, many, tmp_path, read
+):
+    folder = tmp_path / "masks"
+    assert _stopped(exported, many, folder, 30) != 0
+    (folder / "000_mask.png").unlink()
+    assert write_masks(predictor, image_files([many]), folder) == []
+    assert len(read) == 70 - 30 + 1
+    assert len(list(folder.iterdir())) == 70
+    with Image.open(folder / "000_mask.png") as opened:
+        written = np.asarray(opened)
+    assert (written != predictor.predict_mask(many / "000.jpg")).mean() < 0.002
+
+
+def test_masks_do_not_go_among_the_photos(predictor, many):
+    with pytest.raises(DataError, match="its own folder cannot take the masks"):
+        write_masks(predictor, image_files([many]), many)
 
 
 @pytest.fixture
 def half_done(exported, many, tmp_path):
     """(output path, folder of notes) of a run that was killed half-way."""
-    path, notes = tmp_path / "submission.csv", tmp_path / ".submission.csv.parts"
-    process = _started(exported, many, path)
-    while _lines(notes) < 30:
-        time.sleep(0.002)
-    process.kill()
-    process.wait()
-    return path, notes
+    path = tmp_path / "submission.csv"
+    assert _stopped(exported, many, path, 30) != 0
+    return path, tmp_path / ".submission.csv.parts"
 
 
-def test_damaged_notes_do_not_count(half_done, predictor, many, undisturbed):
+@pytest.mark.fault("notes of a submission run are damaged", "their images are done again")
+def test_damaged_notes_do_not_count(half_done, predictor, many, undisturbed, read):
     path, notes = half_done
     file = max(notes.glob("*.jsonl"), key=lambda one: one.stat().st_size)
     content = file.read_bytes().splitlines(keepends=True)
     content[3] = content[3].replace(b"1", b"2")  # another number: still json, wrong checksum
     content[5] = content[5][:40] + b"\n"
     content[7] = bytes(len(content[7]))
-    file.write_bytes(b"".join(content)[:-20])
+    file.write_bytes(b"".join(content))
     write_submission(predictor, image_files([many]), path)
+    assert len(read) == 70 - 30 + 3
     assert path.read_bytes() == undisturbed
 
 
-def test_notes_of_another_model_or_threshold_are_not_used(
-    half_done, exported, many, undisturbed, tmp_path
+@pytest.mark.parametrize("changed", ["model", "flip"])
+def test_notes_of_another_model_or_way_are_not_used(
+    half_done, exported, predictor, many, undisturbed, read, changed
 ):
-    path, notes = half_done
-    about = json.loads((notes / "job.json").read_text())
-    other = load_predictor(exported[0] / FILES["onnx"])
-    write_submission(other, image_files([many]), path)
-    fresh = tmp_path / "fresh.csv"
-    write_submission(other, image_files([many]), fresh)
-    assert about["threshold"] == 0.5 and path.read_bytes() == fresh.read_bytes()
+    path, _ = half_done
+    other = load_predictor(exported[0] / FILES["onnx"]) if changed == "model" else predictor
+    write_submission(other, image_files([many]), path, flip=changed == "flip")
+    assert len(read) == 70
+    assert changed == "model" or path.read_bytes() != undisturbed
 
 
-def test_an_image_that_was_replaced_is_predicted_anew(half_done, predictor, many, tmp_path):
+def test_an_image_that_was_replaced_is_predicted_anew(half_done, predictor, many, tmp_path, read):
     path, _ = half_done
     copy = tmp_path / "copy"
     shutil.copytree(many, copy)
@@ -219,6 +249,7 @@ def test_an_image_that_was_replaced_is_predicted_anew(half_done, predictor, many
         write_submission(predictor, image_files([many]), path)
     finally:
         shutil.copy(copy / "000.jpg", many / "000.jpg")
+    assert len(read) == 70 + 41  # all of the copy, and what was left or replaced here
     before, after = (p.read_text().splitlines() for p in (tmp_path / "a.csv", path))
     assert before[1] != after[1] and before[2:] == after[2:]
 

@@ -11,8 +11,11 @@ Every file carries image size, normalisation and threshold, so that it is enough
 """
 
 import copy
+import errno
+import hashlib
 import io
 import os
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -23,6 +26,7 @@ import numpy as np
 import onnx
 import pandas as pd
 import torch
+from filelock import FileLock
 from onnxruntime.quantization import (
     CalibrationDataReader,
     QuantFormat,
@@ -76,12 +80,22 @@ def export_all(
 
     Raises:
         ModelFileError: a float format differs by over 1e-4 in probability, or int8 loses over 0.01
-            Dice; its file is removed.
+            Dice (its file is removed), or the files cannot be written (older ones stay).
     """
     output_dir = Path(output_dir) if output_dir is not None else config.models_dir()
     output_dir.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=output_dir, prefix=".export-") as workshop:
-        table = _export_into(Path(workshop), run, train, val)
+    place = hashlib.sha256(str(output_dir.resolve()).encode()).hexdigest()[:16]
+    lock = FileLock(Path(tempfile.gettempdir()) / f"unetlib-export-{place}.lock")
+    with lock, tempfile.TemporaryDirectory(dir=output_dir, prefix=".export-") as workshop:
+        try:
+            table = _export_into(Path(workshop), run, train, val)
+        except (OSError, RuntimeError) as error:  # torch's own writers raise RuntimeError
+            full = shutil.disk_usage(output_dir).free < 1_000_000
+            reason = os.strerror(errno.ENOSPC) if full else str(error).partition("\n")[0]
+            raise ModelFileError(
+                f"{output_dir}: nothing exported, what was there stays: {reason}; free some space "
+                "or choose another folder."
+            ) from None
         wrong = table[
             ((table["format"] != "int8") & ~(table["max_abs_diff"] <= TOLERANCE))
             | ~(table["dice_difference"] >= -INT8_TOLERANCE)

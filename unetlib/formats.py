@@ -25,7 +25,7 @@ import onnxruntime
 import torch
 from onnx.external_data_helper import uses_external_data
 
-from unetlib import config
+from unetlib import sealed
 from unetlib.model import ModelFileError, autocast, load_model, pick_device
 
 FILES = {
@@ -71,23 +71,33 @@ def write_manifest(folder: Path, files: Iterable[Path] | None = None) -> None:
         content = {}
         files = [folder / name for name in FILES.values() if (folder / name).is_file()]
     else:
-        content = read_manifest(folder)
+        try:
+            content = read_manifest(folder)
+        except ModelFileError:  # the others are vouched for no more
+            content = {}
     weights = file_hash(folder / FILES["pytorch"]) if files else ""
     for file in files:
         content[file.name] = dict(
             sha256=file_hash(file), bytes=file.stat().st_size, weights=weights
         )
-    with config.whole_file(folder / MANIFEST) as part:
-        part.write_text(json.dumps(content, indent=1), encoding="utf-8")
+    sealed.write_json(folder / MANIFEST, content)
 
 
 def read_manifest(folder: Path) -> dict[str, dict]:
-    """What ``write_manifest`` wrote; empty where there is none, or none that can be read."""
+    """What ``write_manifest`` wrote; empty where there is none.
+
+    Raises:
+        ModelFileError: there is one, and it is damaged.
+    """
     try:
-        content = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
+        content = sealed.read_json(folder / MANIFEST)
         return {name: dict(entry) for name, entry in content.items()}
-    except (OSError, ValueError, TypeError, AttributeError):
+    except FileNotFoundError:
         return {}
+    except (OSError, ValueError, TypeError):
+        raise ModelFileError(
+            f"{folder / MANIFEST}: damaged, so it vouches for nothing; export anew, or delete it."
+        ) from None
 
 
 def file_hash(path: Path) -> str:
@@ -223,7 +233,7 @@ def _is_torchscript(path: Path) -> bool:
     try:
         with zipfile.ZipFile(path) as archive:
             return any(name.endswith("/constants.pkl") for name in archive.namelist())
-    except zipfile.BadZipFile:
+    except Exception:  # damaged: zipfile raises errors of several kinds; load_model refuses it
         return False
 
 
