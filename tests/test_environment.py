@@ -74,7 +74,8 @@ def test_every_import_of_the_library_is_declared():
                 imported |= {alias.name.split(".")[0] for alias in node.names}
             elif isinstance(node, ast.ImportFrom) and not node.level:
                 imported.add(node.module.split(".")[0])
-    declared = {canonicalize_name(Requirement(line).name) for line in PROJECT["dependencies"]}
+    lists = [PROJECT["dependencies"], PROJECT["optional-dependencies"]["openvino"]]
+    declared = {canonicalize_name(Requirement(line).name) for lines in lists for line in lines}
     packages = {"PIL": "pillow"}
     third_party = imported - set(sys.stdlib_module_names) - {"unetlib"}
     assert {canonicalize_name(packages.get(name, name)) for name in third_party} <= declared

@@ -116,7 +116,7 @@ def test_the_course_works_on_a_machine_that_lacks(request, data_set, tmp_path, b
     assert ended.returncode == 0, ended.stderr[-2000:]
     assert len(list((tmp_path / "masks").glob("*_mask.png"))) == 4
     assert (tmp_path / "masks" / "figure.png").stat().st_size > 1000
-    assert (tmp_path / "home" / "models" / "manifest.json").exists() == everything
+    assert (tmp_path / "home" / "models" / "unet_model_int8.onnx").exists() == everything
 
 
 # -------------------------------------------------------------------------------------- its paths
