@@ -14,7 +14,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import draw_car, write_data_set
+from drawn_cars import draw_car, write_data_set
 from PIL import Image, ImageFilter
 
 from unetlib import carvana

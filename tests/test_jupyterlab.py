@@ -174,7 +174,11 @@ def move_slider(browser, name: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "slider"), [("01_exploration", False), ("06_inference_comparison", True)]
+    ("name", "slider"),
+    [
+        ("01_exploration", False),
+        pytest.param("06_inference_comparison", True, marks=pytest.mark.slow),
+    ],
 )
 def test_run_all_shows_every_figure_and_no_error_and_a_moved_slider_changes_the_picture(
     browser, lab, name, slider
