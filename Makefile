@@ -84,7 +84,7 @@ test-lowest: $(VENV)/made ## the fast unit tests with the oldest packages allowe
 
 # Cells of one notebook stay together on one worker (loadscope).
 PYTEST_NOTEBOOKS := --nbval-lax --nbval-current-env --nbval-cell-timeout=600 \
-	--cov=unetlib --numprocesses=$(JOBS) --dist=loadscope
+	--cov=unetlib --cov-config=pyproject.toml --numprocesses=$(JOBS) --dist=loadscope
 
 bench: $(STAMP) ## how fast training and inference are against the textbook way (minutes; not a test)
 	@$(PY) tests/bench_training.py
@@ -111,7 +111,7 @@ lint: $(STAMP) ## ruff over code and notebooks
 wheelhouse: $(VENV)/made ## download all packages for this kind of computer into wheelhouse/
 	@$(call torch,download --dest wheelhouse)
 	@$(PIP) download --dest wheelhouse --find-links wheelhouse --constraint constraints.txt \
-		--progress-bar off "setuptools>=77" ".[dev]"
+		--progress-bar off "setuptools>=77" ".[$(EXTRAS)]"
 	@rm -f wheelhouse/unetlib-*
 	@echo "wheelhouse/ is complete: copy it next to the Makefile elsewhere, then make OFFLINE=1 setup"
 

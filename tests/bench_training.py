@@ -16,11 +16,12 @@ from torch.utils.data import DataLoader, Dataset
 from torch.utils.flop_counter import FlopCounterMode
 
 from unetlib import config
+from unetlib.benchmark import multiply_rate
 from unetlib.carvana import find_samples, split_by_car
 from unetlib.dataset import CarvanaDataset, make_loader
 from unetlib.learner import Learner, start_accelerator
 from unetlib.metrics import dice
-from unetlib.model import UNet, autocast, memory_kept
+from unetlib.model import UNet, memory_kept
 from unetlib.recipe import Recipe
 from unetlib.training import fit
 
@@ -138,11 +139,8 @@ def bench_arithmetic() -> None:
     work = counter.get_total_flops()
     with memory_kept(accelerator.device):
         step = min(seconds(lambda: learner.step(example, example)) for _ in range(4))
-    matrix = torch.rand(2048, 2048, device=accelerator.device)
-    with autocast(accelerator.device, learner.precision):
-        matrix @ matrix
-        multiply = min(seconds(lambda: (matrix @ matrix)[0, 0].item()) for _ in range(5))
-    rate, peak = work / step / 1e9, 2 * 2048**3 / multiply / 1e9
+    rate = work / step / 1e9
+    peak = multiply_rate(accelerator.device, learner.precision)
     print(
         f"a step computes {rate:.0f} GFLOP/s, {rate / peak:.0%} of this machine's matrix "
         f"multiplication ({peak:.0f} GFLOP/s, {learner.precision})"

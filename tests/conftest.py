@@ -66,6 +66,22 @@ def own_environment(monkeypatch, data_set, one_thread, tmp_path):
     monkeypatch.delenv("UNETLIB_PROFILE", raising=False)
 
 
+@pytest.fixture
+def kaggle_at(tmp_path, monkeypatch):
+    """Call with a local server: kagglehub asks that one, with a token and an empty cache."""
+    from kagglesdk import kaggle_env
+
+    def point(server) -> None:
+        address = f"http://127.0.0.1:{server.server_port}"
+        monkeypatch.setitem(kaggle_env._env_to_endpoint, kaggle_env.KaggleEnv.LOCAL, address)
+        monkeypatch.setenv("KAGGLE_API_ENVIRONMENT", "LOCALHOST")
+        monkeypatch.setenv("KAGGLEHUB_CACHE", str(tmp_path / "cache"))
+        monkeypatch.setenv("KAGGLE_API_TOKEN", "a-token")
+        monkeypatch.setattr("kagglehub.config._kaggle_credentials", None)
+
+    return point
+
+
 @pytest.fixture(scope="session")
 def samples(data_set):
     from unetlib.carvana import find_samples

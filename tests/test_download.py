@@ -223,10 +223,8 @@ def test_download_with_subset(data, tmp_path):
 
 
 @pytest.fixture
-def kaggle(tmp_path, monkeypatch):
+def kaggle(kaggle_at, tmp_path):
     """Point kagglehub at a local server; the dict it returns says what that answers."""
-    from kagglesdk import kaggle_env
-
     answer = {"status": 200, "archives": tmp_path, "asked": 0}
 
     class Server(BaseHTTPRequestHandler):
@@ -246,12 +244,7 @@ def kaggle(tmp_path, monkeypatch):
 
     server = ThreadingHTTPServer(("127.0.0.1", 0), Server)
     Thread(target=server.serve_forever, daemon=True).start()
-    address = f"http://127.0.0.1:{server.server_port}"
-    monkeypatch.setitem(kaggle_env._env_to_endpoint, kaggle_env.KaggleEnv.LOCAL, address)
-    monkeypatch.setenv("KAGGLE_API_ENVIRONMENT", "LOCALHOST")
-    monkeypatch.setenv("KAGGLEHUB_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setenv("KAGGLE_API_TOKEN", "a-token")
-    monkeypatch.setattr("kagglehub.config._kaggle_credentials", None)
+    kaggle_at(server)
     yield answer
     server.shutdown()
     server.server_close()

@@ -6,6 +6,7 @@ it must then raise an error of one sentence, or give exactly what it gave before
 
 import shutil
 import warnings
+from contextlib import contextmanager
 from dataclasses import replace
 
 import numpy as np
@@ -37,8 +38,18 @@ accidents = st.lists(
 )
 
 
-def spoil(path, happened) -> bytes:
-    """Overwrite a file by what accidents leave of it; returns what it was."""
+@contextmanager
+def put_back(path):
+    """Gives a file's content, for a test that spoils it, and restores it at the end."""
+    whole = path.read_bytes()
+    try:
+        yield whole
+    finally:
+        path.write_bytes(whole)
+
+
+def spoil(path, happened) -> None:
+    """Overwrite a file by what accidents leave of it."""
     whole = path.read_bytes()
     content = bytearray(whole)
     for kind, where, other in happened:
@@ -60,7 +71,6 @@ def spoil(path, happened) -> bytes:
             content[place:place] = other
     assume(content != whole)
     path.write_bytes(content)
-    return whole
 
 
 def weights(model: torch.nn.Module) -> dict:
@@ -100,13 +110,12 @@ def run_copy(trained, tmp_path_factory):
 @given(happened=accidents)
 def test_a_damaged_file_of_a_run_is_never_used(run_copy, name, happened):
     folder, before = run_copy
-    whole = spoil(folder / name, happened)
-    try:
-        assert all_of(folder) == before
-    except (RunError, ModelFileError) as error:
-        says_so(error, str(folder))
-    finally:
-        (folder / name).write_bytes(whole)
+    with put_back(folder / name):
+        spoil(folder / name, happened)
+        try:
+            assert all_of(folder) == before
+        except (RunError, ModelFileError) as error:
+            says_so(error, str(folder))
 
 
 @pytest.mark.fault(
@@ -115,13 +124,10 @@ def test_a_damaged_file_of_a_run_is_never_used(run_copy, name, happened):
 @pytest.mark.parametrize("lines", [1, 2, 4])
 def test_a_history_cut_at_the_end_of_a_line_is_noticed(run_copy, lines):
     path = run_copy[0] / "history.csv"
-    whole = path.read_bytes()
-    try:
+    with put_back(path) as whole:
         path.write_bytes(b"".join(whole.splitlines(keepends=True)[:lines]))
         with pytest.raises(RunError, match=r"history\.csv"):
             load_run(path.parent)
-    finally:
-        path.write_bytes(whole)
 
 
 @pytest.mark.fault("recipe.json or run.json missing", "named as missing, with the remedy")
@@ -139,21 +145,18 @@ def test_a_run_that_lacks_a_file_says_which(run_copy, tmp_path, name):
 @pytest.mark.parametrize(
     ("name", "old", "new"),
     [
-        ("recipe.json", '"size": 32', '"size": 64'),
-        ("run.json", '"train_images": 16', '"train_images": 61'),
-        ("history.csv", "\n6.0,", "\n7.0,"),
+        ("recipe.json", b'"size": 32', b'"size": 64'),
+        ("run.json", b'"train_images": 16', b'"train_images": 61'),
+        ("history.csv", b"\n6.0,", b"\n7.0,"),
     ],
 )
 def test_an_edited_file_of_a_run_is_noticed(run_copy, name, old, new):
     path = run_copy[0] / name
-    whole = path.read_text()
-    assert old in whole
-    try:
-        path.write_text(whole.replace(old, new))
+    with put_back(path) as whole:
+        assert old in whole
+        path.write_bytes(whole.replace(old, new))
         with pytest.raises(RunError, match=f"{name} was changed or damaged"):
             load_run(path.parent)
-    finally:
-        path.write_text(whole)
 
 
 @pytest.mark.fault(
@@ -231,7 +234,8 @@ def cache(tables, tmp_path_factory):
 @given(happened=accidents)
 def test_a_damaged_cache_is_built_anew(tables, cache, happened):
     home, path, decoded = cache
-    whole = spoil(path, happened)
+    whole = path.read_bytes()
+    spoil(path, happened)
     with pytest.MonkeyPatch.context() as patch, warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         patch.setenv("UNETLIB_HOME", str(home))
@@ -264,13 +268,12 @@ def models(exported, tables, tmp_path_factory):
 @given(happened=accidents)
 def test_a_damaged_model_is_never_used(models, name, happened):
     folder, images, logits = models
-    whole = spoil(folder / name, happened)
-    try:
-        assert np.array_equal(open_model(folder / name, "cpu")[0](images), logits[name])
-    except ModelFileError as error:
-        says_so(error, str(folder / name))
-    finally:
-        (folder / name).write_bytes(whole)
+    with put_back(folder / name):
+        spoil(folder / name, happened)
+        try:
+            assert np.array_equal(open_model(folder / name, "cpu")[0](images), logits[name])
+        except ModelFileError as error:
+            says_so(error, str(folder / name))
 
 
 @pytest.mark.fault(
@@ -279,16 +282,13 @@ def test_a_damaged_model_is_never_used(models, name, happened):
 )
 @pytest.mark.parametrize("name", FILES.values())
 def test_one_changed_byte_of_a_model_is_noticed(models, name):
-    folder = models[0]
-    whole = (folder / name).read_bytes()
-    content = bytearray(whole)
-    content[len(content) // 2] ^= 1
-    try:
-        (folder / name).write_bytes(content)
+    path = models[0] / name
+    with put_back(path) as whole:
+        content = bytearray(whole)
+        content[len(content) // 2] ^= 1
+        path.write_bytes(content)
         with pytest.raises(ModelFileError, match=name):
-            open_model(folder / name, "cpu")
-    finally:
-        (folder / name).write_bytes(whole)
+            open_model(path, "cpu")
 
 
 @pytest.mark.fault(
@@ -297,13 +297,10 @@ def test_one_changed_byte_of_a_model_is_noticed(models, name):
 @pytest.mark.parametrize("name", [FILES["pytorch"], FILES["torchscript"]])
 def test_a_zip_archive_with_a_broken_table_of_contents_is_refused(models, name):
     path = models[0] / name
-    whole = path.read_bytes()
-    try:
+    with put_back(path) as whole:
         path.write_bytes(whole.replace(b"PK\x01\x02", b"PK\x01\x03"))
         with pytest.raises(ModelFileError, match=name):
             open_model(path, "cpu")
-    finally:
-        path.write_bytes(whole)
 
 
 @pytest.mark.fault(
@@ -313,10 +310,9 @@ def test_a_zip_archive_with_a_broken_table_of_contents_is_refused(models, name):
 @given(happened=accidents, name=st.sampled_from(sorted(FILES.values())))
 def test_a_damaged_manifest_vouches_for_nothing(models, name, happened):
     folder, images, logits = models
-    whole = spoil(folder / MANIFEST, happened)
-    try:
-        assert np.array_equal(open_model(folder / name, "cpu")[0](images), logits[name])
-    except ModelFileError as error:
-        says_so(error, str(folder))
-    finally:
-        (folder / MANIFEST).write_bytes(whole)
+    with put_back(folder / MANIFEST):
+        spoil(folder / MANIFEST, happened)
+        try:
+            assert np.array_equal(open_model(folder / name, "cpu")[0](images), logits[name])
+        except ModelFileError as error:
+            says_so(error, str(folder))

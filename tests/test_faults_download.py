@@ -287,17 +287,10 @@ def archives(tmp_path_factory):
 
 
 @pytest.fixture
-def kaggle(archives, tmp_path, monkeypatch):
-    from kagglesdk import kaggle_env
-
+def kaggle(archives, kaggle_at, monkeypatch):
     server = BadKaggle(dict(archives))
     Thread(target=server.serve_forever, daemon=True).start()
-    address = f"http://127.0.0.1:{server.server_port}"
-    monkeypatch.setitem(kaggle_env._env_to_endpoint, kaggle_env.KaggleEnv.LOCAL, address)
-    monkeypatch.setenv("KAGGLE_API_ENVIRONMENT", "LOCALHOST")
-    monkeypatch.setenv("KAGGLEHUB_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setenv("KAGGLE_API_TOKEN", "a-token")
-    monkeypatch.setattr("kagglehub.config._kaggle_credentials", None)
+    kaggle_at(server)
     monkeypatch.setattr("unetlib.download.FULL_PAIRS", 6)
     monkeypatch.setattr("unetlib.download.FULL_CARS", 3)
     yield server

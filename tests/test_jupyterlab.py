@@ -77,10 +77,15 @@ def lab(tmp_path_factory):
             if cell.cell_type == "code":
                 cell.outputs, cell.execution_count = [], None
         nbformat.write(notebook, folder / path.name)
-    news = place / "settings" / "@jupyterlab" / "apputils-extension"
-    news.mkdir(parents=True)
-    silence = {"fetchNews": "false", "checkForUpdates": False, "doNotDisturbMode": True}
-    (news / "notification.jupyterlab-settings").write_text(json.dumps(silence))
+    quiet = {"fetchNews": "false", "checkForUpdates": False, "doNotDisturbMode": True}
+    whole = {"windowingMode": "none"}  # cells out of sight stay on the page, so that they are seen
+    for plugin, changed in (
+        ("apputils-extension/notification", quiet),
+        ("notebook-extension/tracker", whole),
+    ):
+        path = place / "settings" / "@jupyterlab" / f"{plugin}.jupyterlab-settings"
+        path.parent.mkdir(parents=True)
+        path.write_text(json.dumps(changed))
 
     environment = {key: value for key, value in os.environ.items() if key != "UNETLIB_DATA"}
     environment |= dict(

@@ -8,13 +8,15 @@ from pathlib import Path
 
 import ipywidgets as widgets
 import numpy as np
+from matplotlib.colors import to_rgb
 from PIL import Image
 
 from unetlib.dataset import load_image, to_tensor
 from unetlib.inference import Predictor, upright_size
+from unetlib.plots import CAR
 
 WIDTH = 480  # of the picture shown, in pixels
-BLUE = np.array([0, 114, 178], np.float32)  # Okabe and Ito's, as in `plots`
+BLUE = 255 * np.array(to_rgb(CAR), np.float32)
 
 
 class LiveDemo:

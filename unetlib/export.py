@@ -91,6 +91,8 @@ def export_all(
             table = _export_into(Path(workshop), run, train, val)
         except (OSError, RuntimeError) as error:  # torch's own writers raise RuntimeError
             full = shutil.disk_usage(output_dir).free < 1_000_000
+            if not full and not isinstance(error, OSError):
+                raise
             reason = os.strerror(errno.ENOSPC) if full else str(error).partition("\n")[0]
             raise ModelFileError(
                 f"{output_dir}: nothing exported, what was there stays: {reason}; free some space "

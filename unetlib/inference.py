@@ -11,14 +11,14 @@ from PIL import Image
 from unetlib import pictures
 from unetlib.carvana import rle_encode
 from unetlib.dataset import load_image, to_tensor
-from unetlib.formats import Runtime, open_model
+from unetlib.formats import LogitsFunction, Runtime, open_model
 
 BATCH_SIZE = 16
 STRIDE = 16  # sides of a picture cut into tiles are filled up to multiples of this
 
 
 class Predictor:
-    """A model file ready to predict, whatever its format.
+    """A model file ready to predict, whatever its format; ``load_predictor`` makes it.
 
     Attributes:
         name: for tables, for example ``pytorch fp32`` or ``openvino int8``.
@@ -31,18 +31,18 @@ class Predictor:
 
     def __init__(
         self,
+        logits: LogitsFunction,
+        info: dict,
         path: str | Path,
-        device=None,
-        threads: int | None = None,
-        precision: str = "fp32",
-        trust: bool = False,
-        runtime: Runtime | None = None,
+        precision: str,
+        trust: bool,
+        runtime: Runtime | None,
     ):
-        self.path, self.precision, self.runtime, self.trust = Path(path), precision, runtime, trust
-        self.logits, info = open_model(path, device, threads, precision, trust, runtime)
+        self.logits = logits
         self.format, self.size, self.threshold = info["format"], info["size"], info["threshold"]
+        self.path, self.precision, self.trust, self.runtime = Path(path), precision, trust, runtime
         numbers = "int8" if self.format == "int8" else precision
-        self.name = f"{runtime or self.format} {numbers}".replace("int8 int8", "int8")
+        self.name = " ".join(dict.fromkeys([runtime or self.format, numbers]))  # int8 said once
 
     def predict_proba(
         self,
@@ -258,4 +258,5 @@ def load_predictor(
     Raises:
         ModelFileError: no such file, unreadable, not written by unetlib, or not to be trusted.
     """
-    return Predictor(path, device, threads, precision, trust, runtime)
+    logits, info = open_model(path, device, threads, precision, trust, runtime)
+    return Predictor(logits, info, path, precision, trust, runtime)

@@ -1,8 +1,8 @@
 """Files, images -> masks of a whole folder: PNG files or Kaggle's submission, safe to stop.
 
 Reading images, the network, and writing masks overlap. What is done is noted line by line in a
-folder beside the output, so that a stopped run goes on where it was; several processes share the
-images and their notes.
+folder beside the csv file or among the masks, so that a stopped run goes on where it was;
+several processes share the images and their notes.
 """
 
 import csv
