@@ -20,7 +20,7 @@ from unetlib.dataset import CarvanaDataset
 from unetlib.formats import FILES, MANIFEST, open_model
 from unetlib.model import ModelFileError
 from unetlib.runs import RunError, load_run
-from unetlib.sealed import read_json, read_table, write_json, write_table
+from unetlib.sealed import read_csv, read_json, write_csv, write_json
 from unetlib.training import fit
 
 RUN_FILES = ["history.csv", "recipe.json", "run.json", "last.pth", "best.pth"]
@@ -208,8 +208,8 @@ def test_sealed_files_give_back_what_was_written(tmp_path, trained):
     content = {"b": [1, 2.5, None, "Käfer"], "a": {"z": True}}
     write_json(tmp_path / "a.json", content)
     assert read_json(tmp_path / "a.json") == content
-    write_table(tmp_path / "a.csv", trained.history)
-    table, sealed = read_table(tmp_path / "a.csv")
+    write_csv(tmp_path / "a.csv", trained.history)
+    table, sealed = read_csv(tmp_path / "a.csv")
     assert sealed
     np.testing.assert_allclose(table, trained.history, rtol=1e-12)
 

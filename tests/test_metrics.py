@@ -115,8 +115,18 @@ def test_shapes_and_types_that_are_accepted(metric):
 @pytest.mark.parametrize("value", [0.7, -3.0, 255, float("nan")])
 def test_logits_probabilities_and_greys_are_refused(metric, value):
     mask = torch.ones(1, 4, 4)
-    with pytest.raises(ValueError, match="threshold first"):
-        metric(torch.full((1, 4, 4), value), mask)
+    everywhere, once = torch.full((1, 4, 4), value), mask.clone()
+    once[0, 1, 2] = value
+    for wrong in (everywhere, once):
+        with pytest.raises(ValueError, match="threshold first"):
+            metric(wrong, mask)
+
+
+@pytest.mark.parametrize("metric", [dice, iou])
+def test_a_car_of_one_pixel_counts_in_full(metric):
+    mask = torch.zeros(1, 4, 4)
+    mask[0, 1, 2] = 1
+    assert metric(mask, mask).tolist() == [1]
 
 
 @pytest.mark.parametrize("metric", [dice, iou])

@@ -346,8 +346,9 @@ def test_a_stop_before_the_first_epoch_leaves_a_run_that_says_so(tables):
         run = fit(RECIPE, *tables)
     assert not run.finished and run.best_epoch == 0
     assert np.isnan(run.best_dice) and np.isnan(run.best_iou)
-    with pytest.raises(ValueError, match="no epoch is finished yet"):
-        run.model("last")
+    for use in (lambda: run.model("last"), lambda: run.checkpoint):
+        with pytest.raises(ValueError, match="no epoch is finished yet; call fit again"):
+            use()
     assert find_runs() == []
 
 

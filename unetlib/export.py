@@ -24,6 +24,7 @@ from pathlib import Path
 
 import numpy as np
 import onnx
+import onnxscript  # noqa: F401  needed by torch's exporter, which imports it late: stopped, it breaks
 import pandas as pd
 import torch
 from filelock import FileLock
@@ -79,8 +80,9 @@ def export_all(
         The table of ``parity``.
 
     Raises:
-        ModelFileError: a float format differs by over 1e-4 in probability, or int8 loses over 0.01
-            Dice (its file is removed), or the files cannot be written (older ones stay).
+        ModelFileError: the run has no finished epoch; a float format differs by over 1e-4 in
+            probability, or int8 loses over 0.01 Dice (its file is removed); or the files cannot be
+            written (older ones stay).
     """
     output_dir = Path(output_dir) if output_dir is not None else config.models_dir()
     output_dir.mkdir(parents=True, exist_ok=True)

@@ -31,7 +31,7 @@ from unetlib import __version__, config
 from unetlib.carvana import fingerprint
 from unetlib.model import ModelFileError, UNet, load_model, load_plain
 from unetlib.recipe import Recipe
-from unetlib.sealed import read_json, read_table
+from unetlib.sealed import read_csv, read_json
 
 HISTORY = ["epoch", "lr", "train_loss", "val_loss", "val_dice", "val_iou", "seconds"]
 
@@ -93,8 +93,19 @@ class Run:
 
     @property
     def checkpoint(self) -> Path:
-        """The model file of the best validation Dice."""
+        """The model file of the best validation Dice.
+
+        Raises:
+            ModelFileError: no epoch is finished yet.
+        """
+        self._need_an_epoch()
         return self.folder / "best.pth"
+
+    def _need_an_epoch(self) -> None:
+        if self.history.empty:
+            raise ModelFileError(
+                f"{self.folder}: no epoch is finished yet; call fit again to go on."
+            )
 
     @property
     def best_epoch(self) -> int:
@@ -150,10 +161,7 @@ class Run:
         Raises:
             ModelFileError: no epoch is finished yet, or the file is damaged.
         """
-        if self.history.empty:
-            raise ModelFileError(
-                f"{self.folder}: no epoch is finished yet; call fit again to go on."
-            )
+        self._need_an_epoch()
         try:
             if which == "best":
                 return load_model(self.checkpoint)[0]
@@ -213,7 +221,7 @@ def load_state(folder: Path) -> dict:
 
 def _open(folder: Path) -> Run:
     try:
-        history, sealed = read_table(folder / "history.csv")
+        history, sealed = read_csv(folder / "history.csv")
         if list(history.columns) != HISTORY or history.empty:
             raise ValueError("history.csv was changed or damaged")
         settings = read_json(folder / "recipe.json", optional=not sealed)

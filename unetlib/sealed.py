@@ -50,15 +50,15 @@ def read_json(path: Path, optional: bool = False) -> dict:
     return content
 
 
-def write_table(path: Path, table: pd.DataFrame) -> None:
+def write_csv(path: Path, table: pd.DataFrame) -> None:
     """Write a table as CSV; the first line is a comment, the checksum of the others."""
     text = table.to_csv(index=False, lineterminator="\n")
     with whole_file(path) as part:
         part.write_text(f"{SEAL}{_sha256(text)}\n{text}", encoding="utf-8", newline="\n")
 
 
-def read_table(path: Path) -> tuple[pd.DataFrame, bool]:
-    """Read what ``write_table`` wrote; also whether it had a checksum, which old files lack.
+def read_csv(path: Path) -> tuple[pd.DataFrame, bool]:
+    """Read what ``write_csv`` wrote; also whether it had a checksum, which old files lack.
 
     Raises:
         FileNotFoundError: no such file.

@@ -45,7 +45,7 @@ from unetlib.runs import (
     run_lock,
     versions,
 )
-from unetlib.sealed import write_json, write_table
+from unetlib.sealed import write_csv, write_json
 
 
 def fit(
@@ -264,7 +264,7 @@ def _write_run(run: Run, learner: Learner, first: bool, best: dict | None = None
         elif run.best_epoch == len(run.history):
             info = dict(recipe=asdict(run.recipe), epoch=run.best_epoch, val_dice=run.best_dice)
             save_model(run.checkpoint, learner.model, run.recipe.size, **info)
-        write_table(folder / "history.csv", run.history)
+        write_csv(folder / "history.csv", run.history)
     except OSError as error:
         raise _unwritable(folder, error) from None
 
