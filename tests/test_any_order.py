@@ -30,8 +30,8 @@ MOST_MEMORY = 2e9  # bytes: what a laptop of 4 GB can bear
 # computer itself; the kernel talks through sockets in the file system.
 SEAL = ["sh", "-c", 'mount --bind -o ro "$0" "$0" && exec "$@"']
 
-# What a stopped `fit` returns can be too little for the rest of its cell; this tells the learner.
-TOO_EARLY = "no epoch is finished yet; call fit again to go on"
+# What a stopped `fit` returns can be too little for the rest of its cell; this is said then.
+TOO_EARLY = ("no epoch is finished yet; call fit again to go on", "run this cell again")
 
 # A cell run by itself finds every name as the full run left it, whatever other cells did since.
 REMEMBER = "get_ipython().names_after_full_run = dict(globals())"
@@ -63,7 +63,7 @@ class Sitting:
 
         Args:
             patience: press the stop button if the cell still runs after so many seconds. It may
-                then end with KeyboardInterrupt, well, as `fit` does, or with TOO_EARLY.
+                then end with KeyboardInterrupt, well, as `fit` does, or with one of TOO_EARLY.
 
         Returns whether it came to its end undisturbed.
         """
@@ -96,7 +96,10 @@ class Sitting:
             content = message["content"]
             if message["msg_type"] == "error" and not (
                 interrupted
-                and (content["ename"] == "KeyboardInterrupt" or TOO_EARLY in content["evalue"])
+                and (
+                    content["ename"] == "KeyboardInterrupt"
+                    or any(said in content["evalue"] for said in TOO_EARLY)
+                )
             ):
                 pytest.fail(f"{content['ename']}: {content['evalue']} in\n{code}")
             if content.get("execution_state") == "idle":
