@@ -11,11 +11,9 @@ Every file carries image size, normalisation and threshold, so that it is enough
 """
 
 import copy
-import errno
 import hashlib
 import io
 import os
-import shutil
 import subprocess
 import sys
 import tempfile
@@ -91,14 +89,10 @@ def export_all(
     with lock, tempfile.TemporaryDirectory(dir=output_dir, prefix=".export-") as workshop:
         try:
             table = _export_into(Path(workshop), run, train, val)
-        except (OSError, RuntimeError) as error:  # torch's own writers raise RuntimeError
-            full = shutil.disk_usage(output_dir).free < 1_000_000
-            if not full and not isinstance(error, OSError):
-                raise
-            reason = os.strerror(errno.ENOSPC) if full else str(error).partition("\n")[0]
+        except OSError as error:
             raise ModelFileError(
-                f"{output_dir}: nothing exported, what was there stays: {reason}; free some space "
-                "or choose another folder."
+                f"{output_dir}: nothing exported, what was there stays: "
+                f"{error.strerror or error}; free some space or choose another folder."
             ) from None
         wrong = table[
             ((table["format"] != "int8") & ~(table["max_abs_diff"] <= TOLERANCE))
@@ -173,9 +167,12 @@ def export_torchscript(model: UNet, path: str | Path, size: int, threshold: floa
 
     PyTorch deprecated TorchScript in favour of ``torch.export``; many deployments still load it.
     """
-    with whole_file(path) as part, legacy_allowed(), torch.no_grad():
+    buffer = io.BytesIO()  # where the disk is full, torch's own writer ends the whole process
+    with legacy_allowed(), torch.no_grad():
         traced = torch.jit.trace(model.eval(), torch.zeros(2, 1, size, size))
-        torch.jit.save(traced, part, _extra_files={METADATA_KEY: describe(size, threshold)})
+        torch.jit.save(traced, buffer, _extra_files={METADATA_KEY: describe(size, threshold)})
+    with whole_file(path) as part:
+        part.write_bytes(buffer.getbuffer())
 
 
 def _any_size(model: UNet) -> dict:
