@@ -304,6 +304,21 @@ def test_a_zip_archive_with_a_broken_table_of_contents_is_refused(models, name):
 
 
 @pytest.mark.fault(
+    "a .pth or .pt2 file that claims to be one of several disks",
+    "refused in one sentence that names the file",
+)
+@pytest.mark.parametrize("name", [FILES["pytorch"], FILES["torchscript"], FILES["exported"]])
+def test_an_archive_of_several_disks_is_refused(models, name):
+    """Found by fuzzing: `zipfile.is_zipfile` itself raises an error then."""
+    path = models[0] / name
+    with put_back(path) as whole:
+        locator = whole.rindex(b"PK\x06\x07")
+        path.write_bytes(whole[: locator + 16] + b"\x02" + whole[locator + 17 :])
+        with pytest.raises(ModelFileError, match=name):
+            open_model(path, "cpu")
+
+
+@pytest.mark.fault(
     "manifest.json cut off, zeroed or changed anywhere",
     "a program is refused; weights and graphs are used only if they are whole",
 )

@@ -228,12 +228,10 @@ def _torch_threads(count: int | None) -> Iterator[None]:
 
 def _is_torchscript(path: Path) -> bool:
     """Both kinds of ``.pth`` are zip archives; only a TorchScript program has constants."""
-    if not zipfile.is_zipfile(path):
-        return False
     try:
         with zipfile.ZipFile(path) as archive:
             return any(name.endswith("/constants.pkl") for name in archive.namelist())
-    except Exception:  # damaged: zipfile raises errors of several kinds; load_model refuses it
+    except Exception:  # no archive, or a damaged one: zipfile raises errors of several kinds
         return False
 
 
