@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 from unetlib import config
 from unetlib.dataset import CarvanaDataset
 from unetlib.formats import FILES, MANIFEST, open_model
-from unetlib.model import ModelFileError
+from unetlib.model import ModelFileError, load_model
 from unetlib.runs import RunError, load_run
 from unetlib.sealed import read_csv, read_json, write_csv, write_json
 from unetlib.training import fit
@@ -316,6 +316,21 @@ def test_an_archive_of_several_disks_is_refused(models, name):
         path.write_bytes(whole[: locator + 16] + b"\x02" + whole[locator + 17 :])
         with pytest.raises(ModelFileError, match=name):
             open_model(path, "cpu")
+
+
+@pytest.mark.fault(
+    "a weight marked as a folder in a .pth file's table of contents",
+    "refused; PyTorch would take what happens to lie in memory for the weight",
+)
+def test_a_weight_that_claims_to_be_a_folder_is_refused(trained, tmp_path):
+    """Found by fuzzing; no checksum of the archive covers this bit."""
+    content = bytearray(trained.checkpoint.read_bytes())
+    entry = content.rindex(b"archive/data/0") - 46  # of the table of contents, where its row begins
+    assert content[entry : entry + 4] == b"PK\x01\x02" and content[entry + 38] == 0
+    content[entry + 38] = 0x10
+    (tmp_path / "marked.pth").write_bytes(content)
+    with pytest.raises(ModelFileError, match=r"marked\.pth"):
+        load_model(tmp_path / "marked.pth")
 
 
 @pytest.mark.fault(

@@ -213,7 +213,9 @@ def load_plain(path: str | Path) -> dict:
     """
     try:
         with zipfile.ZipFile(path) as archive:
-            if archive.testzip() is not None:
+            # A part marked as a folder has no content for PyTorch, which then uses any memory.
+            marked = any(part.external_attr for part in archive.infolist())
+            if marked or archive.testzip() is not None:
                 raise zipfile.BadZipFile
         return torch.load(path, map_location="cpu", weights_only=True)
     except FileNotFoundError:
