@@ -79,6 +79,7 @@ test-lowest: $(VENV)/made ## the fast unit tests with the oldest packages allowe
 	@build/lowest/bin/uv pip compile --quiet --python build/lowest --resolution lowest-direct \
 		--no-build --extra dev --output-file build/lowest.txt pyproject.toml
 	@build/lowest/bin/uv pip install --python build/lowest --no-build --requirements build/lowest.txt
+	@build/lowest/bin/uv pip install --quiet --python build/lowest --no-deps --editable .
 	@rm -rf build/test
 	@$(TEST_ENV) build/lowest/bin/python -m pytest tests -m "not slow" --numprocesses=$(JOBS) $(PYTEST)
 

@@ -101,7 +101,7 @@ class Sitting:
                     or any(said in content["evalue"] for said in TOO_EARLY)
                 )
             ):
-                pytest.fail(f"{content['ename']}: {content['evalue']} in\n{code}")
+                pytest.fail("\n".join(["in the cell", code, *content["traceback"]]), pytrace=False)
             if content.get("execution_state") == "idle":
                 return text, interrupted
             text += text_of(content)
