@@ -1,4 +1,4 @@
-# `make` or `make help` lists the commands. Needs GNU make and Python 3.11 or newer, nothing else.
+# `make` or `make help` lists the commands. Needs GNU make and Python 3.11 to 3.14, nothing else.
 #
 # All paths are relative, so that the repository may lie in a folder with spaces in its name.
 
@@ -119,7 +119,7 @@ wheelhouse: $(VENV)/made ## download all packages for this kind of computer into
 lock: $(VENV)/made ## renew constraints.txt from pyproject.toml with the newest versions
 	@$(PY) -m venv build/lock && build/lock/bin/python -m pip install --quiet uv
 	@printf '%s\n' \
-		'# One version of every package, for Linux, macOS (arm64) and Windows, Python 3.11 or newer.' \
+		'# One version of every package, for Linux, macOS (arm64) and Windows, Python 3.11 to 3.14.' \
 		'# Made from pyproject.toml by `make lock`; do not edit.' > build/constraints.txt
 	@build/lock/bin/uv pip compile --quiet --universal --python-version 3.11 \
 		--fork-strategy fewest --extra dev --extra openvino --extra browser \
@@ -139,17 +139,18 @@ $(STAMP): $(VENV)/made pyproject.toml constraints.txt
 	@$(PIP) install $(CONSTRAINED) --editable ".[$(EXTRAS)]"
 	@touch $@
 
-# A Python qualifies if it is new enough and can make environments (Debian splits that part off).
+# A Python qualifies if all packages are made for it (requires-python in pyproject.toml) and it can
+# make environments (Debian splits that part off).
 PYTHONS := python3 python3.13 python3.12 python3.11 python3.14 python
 $(VENV)/made:
 	@for python in $(or $(PYTHON),$(PYTHONS)); do \
-		if "$$python" -c 'import sys, venv, ensurepip; sys.exit(sys.version_info < (3, 11))' \
+		if "$$python" -c 'import sys, venv, ensurepip; sys.exit(not (3, 11) <= sys.version_info < (3, 15))' \
 				2>/dev/null; then \
 			echo "Making $(VENV) with $$("$$python" --version)"; \
 			"$$python" -m venv $(VENV) && touch $@; exit; \
 		fi; \
 	done; \
-	echo "No Python 3.11 or newer with the venv module found: install one from python.org" \
+	echo "No Python 3.11 to 3.14 with the venv module found: install one from python.org" \
 		"(Debian, Ubuntu: apt install python3 python3-venv), or name it: make PYTHON=/path/to/python3." >&2; \
 	exit 1
 

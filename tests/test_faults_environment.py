@@ -191,3 +191,25 @@ def test_the_code_compiles_with_python(version):
         [command, "-c", COMPILE], cwd=config.REPOSITORY, capture_output=True, text=True
     )
     assert ended.returncode == 0, ended.stderr
+
+
+@pytest.mark.skipif(shutil.which("make") is None, reason="needs make")
+@pytest.mark.fault(
+    "a Python too old for the course, or newer than its packages",
+    "make names those that work and how to choose one; nothing is installed",
+)
+@pytest.mark.parametrize("version", [(3, 10, 14), (3, 15, 2)])
+def test_make_refuses_a_python_without_packages(version, tmp_path):
+    python, venv = tmp_path / "python", tmp_path / "venv"
+    pretend = f"import sys; sys.version_info = {version}; exec(sys.argv[1])"
+    python.write_text(f'#!/bin/sh\nexec "{sys.executable}" -c "{pretend}" "$2"\n')
+    python.chmod(0o755)
+    ended = subprocess.run(
+        ["make", "setup", f"PYTHON={python}", f"VENV={venv}"],
+        cwd=config.REPOSITORY,
+        capture_output=True,
+        text=True,
+    )
+    said = ended.stderr.splitlines()[0]
+    assert ended.returncode and not venv.exists()
+    assert said.startswith("No Python 3.11 to 3.14") and "make PYTHON=" in said
