@@ -198,7 +198,7 @@ def test_the_code_compiles_with_python(version):
     "a Python too old for the course, or newer than its packages",
     "make names those that work and how to choose one; nothing is installed",
 )
-@pytest.mark.parametrize("version", [(3, 10, 14), (3, 15, 2)])
+@pytest.mark.parametrize("version", [(3, 10, 14), (3, 15, 2)], ids=["3.10", "3.15"])
 def test_make_refuses_a_python_without_packages(version, tmp_path):
     python, venv = tmp_path / "python", tmp_path / "venv"
     pretend = f"import sys; sys.version_info = {version}; exec(sys.argv[1])"

@@ -217,6 +217,7 @@ except (DataError, TrainingError) as error:
             marks=pytest.mark.fault(
                 "out of memory while a model is judged", "one sentence with the remedy"
             ),
+            id="judging",
         ),
         pytest.param(
             "CarvanaDataset(train, 4096, cache=False)",
@@ -225,6 +226,7 @@ except (DataError, TrainingError) as error:
             marks=pytest.mark.fault(
                 "out of memory while images are decoded", "one sentence with the remedy"
             ),
+            id="decoding",
         ),
     ],
 )
