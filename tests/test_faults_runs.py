@@ -186,6 +186,52 @@ def test_two_exports_into_one_folder_leave_one_whole_export(trained, tables, tmp
         np.testing.assert_allclose(logits[name], logits["pytorch"], atol=1e-3)
 
 
+STOPS = """
+import random, signal, sys
+from pathlib import Path
+from unetlib.config import locked
+folder, stops, blocked = Path(sys.argv[1]), 0, 0
+random.seed(0)
+def press(*signal_and_frame):
+    if pressed_while_locking:
+        raise KeyboardInterrupt
+signal.signal(signal.SIGALRM, press)
+for attempt in range(4000):
+    path = folder / str(blocked)
+    try:
+        pressed_while_locking = True
+        signal.setitimer(signal.ITIMER_REAL, 1e-6 + 5e-4 * random.random())
+        with locked(path):
+            sum(range(3000))
+        pressed_while_locking = False
+    except KeyboardInterrupt as stop:
+        pressed_while_locking, kept = False, stop  # as IPython keeps it
+        stops += 1
+    signal.setitimer(signal.ITIMER_REAL, 0)
+    with locked(path) as held:
+        blocked += not held
+print(stops, blocked)
+"""
+
+
+@pytest.mark.skipif(os.name != "posix", reason="takes a timer that only Unix has")
+@pytest.mark.fault(
+    "the stop button while a run's lock is taken or given back, thousands of times",
+    "the same kernel can train the run again",
+)
+def test_a_stop_leaves_no_lock_behind(tmp_path):
+    ended = subprocess.run(
+        [sys.executable, "-c", STOPS, tmp_path],
+        cwd=config.REPOSITORY,
+        capture_output=True,
+        text=True,
+    )
+    stops, blocked = map(int, ended.stdout.split())
+    assert stops > 1000
+    # Python can be stopped on the very way into __exit__: about once in a thousand of these.
+    assert blocked < stops / 200
+
+
 # ------------------------------------------------------------------------------------------ memory
 
 WITHIN = """

@@ -147,7 +147,8 @@ def screenshot(browser, name: str) -> None:
 
 def run_all(browser, lab, name: str) -> None:
     """Open a notebook and choose Run All from the menu; returns when all cells have run."""
-    browser.get(f"{lab}/tree/{name}.ipynb?token={TOKEN}")
+    # A workspace of its own: the default one opens the notebooks of before as well.
+    browser.get(f"{lab}/workspaces/{name}/tree/{name}.ipynb?token={TOKEN}")
     wait(browser, lambda: set(browser.execute_script(PROMPTS)) == {"[ ]:"})
     ready = "//*[contains(text(), '(ipykernel) | Idle')]"  # in the status bar
     wait(browser, lambda: browser.find_elements(By.XPATH, ready))

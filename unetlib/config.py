@@ -11,12 +11,13 @@ import os
 import sys
 import time
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import psutil
+from filelock import FileLock, Timeout
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 
@@ -114,6 +115,42 @@ def whole_file(path: str | Path) -> Iterator[Path]:
                 time.sleep(wait)
     finally:
         part.unlink(missing_ok=True)
+
+
+class locked:
+    """Holds the lock ``path`` during a ``with`` block; it ends with its process, however killed.
+
+    ``as`` gives whether it is held: always, if there is an ``on_wait``, which is called before
+    waiting for another program; without one, nobody waits.
+    """
+
+    def __init__(self, path: Path, on_wait: Callable[[], None] | None = None):
+        self.lock, self.on_wait = FileLock(path), on_wait
+
+    def __enter__(self) -> bool:
+        try:
+            held = self._take()
+            if not held and self.on_wait:
+                self.on_wait()
+                while not (held := self._take()):
+                    time.sleep(0.1)
+        except BaseException:  # a lock half taken would be in this kernel's own way
+            self.__exit__()
+            raise
+        return held
+
+    def _take(self) -> bool:
+        try:
+            self.lock.acquire(timeout=0)
+        except Timeout:
+            return False
+        return True
+
+    def __exit__(self, *error) -> None:
+        try:
+            self.lock.release(force=True)
+        finally:  # where the stop button came in between
+            self.lock.release(force=True)
 
 
 @dataclass(frozen=True)

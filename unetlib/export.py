@@ -22,10 +22,10 @@ from pathlib import Path
 
 import numpy as np
 import onnx
-import onnxscript  # noqa: F401  needed by torch's exporter, which imports it late: stopped, it breaks
+import onnxscript  # noqa: F401  torch's exporters import these two late, and break if stopped then
 import pandas as pd
 import torch
-from filelock import FileLock
+import torch.export._trace
 from onnxruntime.quantization import (
     CalibrationDataReader,
     QuantFormat,
@@ -85,7 +85,10 @@ def export_all(
     output_dir = Path(output_dir) if output_dir is not None else config.models_dir()
     output_dir.mkdir(parents=True, exist_ok=True)
     place = hashlib.sha256(str(output_dir.resolve()).encode()).hexdigest()[:16]
-    lock = FileLock(Path(tempfile.gettempdir()) / f"unetlib-export-{place}.lock")
+    lock = config.locked(
+        Path(tempfile.gettempdir()) / f"unetlib-export-{place}.lock",
+        on_wait=lambda: print(f"{output_dir}: another program exports there; waiting for it"),
+    )
     with lock, tempfile.TemporaryDirectory(dir=output_dir, prefix=".export-") as workshop:
         try:
             table = _export_into(Path(workshop), run, train, val)

@@ -17,15 +17,13 @@ import platform
 import shutil
 import time
 import warnings
-from collections.abc import Iterable, Mapping
-from contextlib import suppress
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import torch
-from filelock import FileLock, Timeout
 
 from unetlib import __version__, config
 from unetlib.carvana import fingerprint
@@ -59,11 +57,11 @@ def run_folder(recipe: Recipe, data: str) -> Path:
     return config.runs_dir() / hashlib.sha256(question.encode()).hexdigest()[:12]
 
 
-def run_lock(folder: Path) -> FileLock:
-    """Whoever trains or deletes a run holds this lock; it ends with its process, however killed."""
+def run_lock(folder: Path, on_wait: Callable[[], None] | None = None) -> config.locked:
+    """The lock of whoever trains or deletes a run."""
     locks = folder.parent / ".locks"
     locks.mkdir(exist_ok=True)
-    return FileLock(locks / folder.name)
+    return config.locked(locks / folder.name, on_wait)
 
 
 @dataclass
@@ -321,8 +319,9 @@ def clean_runs(keep: int | Iterable[Run] = 10) -> list[str]:
     for folder in sorted(config.runs_dir().iterdir()):
         if folder.name.startswith(".") or folder.name in kept or not folder.is_dir():
             continue
-        with suppress(Timeout), run_lock(folder).acquire(timeout=0):
-            (folder / "history.csv").unlink(missing_ok=True)  # first: no half-deleted run is seen
-            shutil.rmtree(folder)
-            deleted.append(folder.name)
+        with run_lock(folder) as held:
+            if held:
+                (folder / "history.csv").unlink(missing_ok=True)  # first: none is seen half-deleted
+                shutil.rmtree(folder)
+                deleted.append(folder.name)
     return deleted

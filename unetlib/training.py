@@ -12,14 +12,13 @@ import signal
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, replace
 from pathlib import Path
 
 import pandas as pd
 from accelerate import Accelerator
 from accelerate.utils import broadcast_object_list, gather_object
-from filelock import Timeout
 from tqdm.auto import tqdm
 
 from unetlib import config
@@ -126,9 +125,9 @@ def _look_up(
             )
             break
         # Its files belong together only while nobody writes them.
-        with suppress(Timeout), run_lock(run.folder).acquire(timeout=0):
-            state = load_state(run.folder)
-            if len(state["history"]) < recipe.epochs:
+        with run_lock(run.folder) as held:
+            state = load_state(run.folder) if held else None
+            if held and len(state["history"]) < recipe.epochs:
                 print(f"run {folder.name}: goes on from {name}, epoch {len(state['history'])}")
                 return None, state
     return None, None
@@ -286,25 +285,21 @@ def _alone(folder: Path, accelerator: Accelerator) -> Iterator[None]:
     if not accelerator.is_main_process:
         yield
         return
-    try:
-        lock = run_lock(folder)
-        lock.acquire(timeout=0)
-    except Timeout:
+
+    def say() -> None:
         if accelerator.num_processes > 1:
             raise TrainingError(
                 f"run {folder.name}: being trained by another program; start again when it is done."
-            ) from None
+            )
         print(f"run {folder.name}: being trained by another program; waiting for it")
-        lock.acquire()
-    except OSError as error:
-        if not (folder / "history.csv").exists():
-            raise _unwritable(folder, error) from None
+
+    with ExitStack() as stack:
+        try:
+            stack.enter_context(run_lock(folder, on_wait=say))
+        except OSError as error:
+            if not (folder / "history.csv").exists():
+                raise _unwritable(folder, error) from None
         yield
-        return
-    try:
-        yield
-    finally:
-        lock.release()
 
 
 @contextmanager
