@@ -1,3 +1,5 @@
+import os
+import sys
 import warnings
 from pathlib import Path
 
@@ -353,3 +355,19 @@ def test_one_other_picture_changes_the_fingerprint(own_data_set, folder):
     first, second = sorted((own_data_set / folder).iterdir())[:2]
     first.write_bytes(second.read_bytes())
     assert carvana.fingerprint(find_samples(own_data_set)) != before
+
+
+@pytest.mark.fault("the sample table went through a csv file", "split and hashed like the first")
+def test_a_table_from_a_csv_file_splits_and_hashes_alike(samples, tmp_path):
+    samples.to_csv(tmp_path / "samples.csv", index=False)
+    again = pd.read_csv(tmp_path / "samples.csv", dtype={"id": str, "car": str})
+    for first, second in zip(split_by_car(samples), split_by_car(again), strict=True):
+        pd.testing.assert_frame_equal(first, second)
+    assert carvana.fingerprint(again) == carvana.fingerprint(samples)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="other systems' names are text")
+@pytest.mark.fault("a file's name is no valid UTF-8", "its table is hashed all the same")
+def test_a_name_that_is_no_text_is_hashed(samples):
+    odd = samples.assign(id=[os.fsdecode(b"caf\xe9_01"), *samples["id"][1:]])
+    assert carvana.fingerprint(odd) != carvana.fingerprint(samples)

@@ -348,3 +348,14 @@ def test_a_stopped_training_ends_with_130_and_goes_on_when_typed_again(data_set,
     assert "fit again to go on" in shown
     assert last_line(shown)["finished"] is False
     assert os.path.exists(last_line(shown)["checkpoint"])
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="other systems have such names")
+@pytest.mark.fault("a terminal without the letters of a file's name", "every problem is listed")
+def test_a_plain_ascii_terminal_lists_all_problems(own_data_set, monkeypatch):
+    monkeypatch.setenv("PYTHONIOENCODING", "ascii")
+    for name in ("b\u00e9ta", "zeta"):
+        (own_data_set / "train" / f"{name}.jpg").write_bytes(b"")
+    ended = in_a_terminal("check", own_data_set)
+    assert ended.returncode == 1
+    assert "b\\xe9ta.jpg" in ended.stdout and "zeta.jpg" in ended.stdout

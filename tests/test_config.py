@@ -1,7 +1,9 @@
 import asyncio
 import dataclasses
+import os
 
 import nbformat
+import pandas as pd
 import pytest
 from nbclient import NotebookClient
 
@@ -20,6 +22,16 @@ def test_unset_variables_mean_the_embedded_set_and_the_laptop_profile(monkeypatc
 def test_data_folder_that_does_not_exist_is_named_with_the_remedy(monkeypatch, tmp_path):
     monkeypatch.setenv("UNETLIB_DATA", str(tmp_path / "nowhere"))
     with pytest.raises(FileNotFoundError, match=r"nowhere does not exist: set UNETLIB_DATA"):
+        config.data_dir()
+
+
+@pytest.mark.skipif(os.name != "posix", reason="homes of others are found on Unix")
+@pytest.mark.fault("UNETLIB_DATA in the home of nobody", "said, with the remedy")
+def test_the_home_of_a_user_who_does_not_exist_is_named(monkeypatch):
+    monkeypatch.setenv("UNETLIB_DATA", "~no-such-user/photos")
+    with pytest.raises(
+        FileNotFoundError, match=r"~no-such-user/photos: .* whole path"
+    ):
         config.data_dir()
 
 
@@ -84,6 +96,19 @@ def test_profile_thins_the_training_angles(monkeypatch, samples, name, angles):
 def test_full_profile_uses_every_angle(samples):
     every_angle = samples.iloc[[0] * 16].assign(angle=range(1, 17))
     assert len(config.PROFILES["full"].thin(every_angle)) == 16
+
+
+@pytest.mark.fault("angles beyond 16", "count on from 1; the full profile uses every picture")
+def test_angles_beyond_16_are_thinned_alike():
+    table = pd.DataFrame(dict(angle=range(17, 33)))
+    assert list(config.PROFILES["laptop"].thin(table)["angle"]) == list(range(17, 33, 2))
+    assert len(config.PROFILES["full"].thin(table)) == 16
+
+
+@pytest.mark.fault("no picture has an angle that the profile uses", "all are used")
+def test_thinning_leaves_something():
+    table = pd.DataFrame(dict(angle=[2, 4, 2]))
+    assert list(config.PROFILES["laptop"].thin(table)["angle"]) == [2, 4, 2]
 
 
 @pytest.mark.parametrize("name", ["laptop", "full"])

@@ -1,3 +1,4 @@
+import os
 import stat
 import zipfile
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -169,8 +170,23 @@ def test_an_interrupted_unpacking_is_continued(data, tmp_path):
     half.write_bytes(half.read_bytes()[:10])
     before = kept.stat().st_mtime_ns
     unpack(archive, target)
+    for old in target.rglob("*.old"):
+        assert old.name.startswith(half.name)
+        old.unlink()
     assert contents(target) == complete
     assert kept.stat().st_mtime_ns == before, "a complete file is not written again"
+
+
+@pytest.mark.fault("unpacked again after a mask was redrawn", "the redrawn one is kept, and named")
+def test_a_changed_file_is_kept_when_its_archive_is_unpacked_again(data, tmp_path, capsys):
+    archive = make_archives(data, tmp_path / "archives") / "train_masks.zip"
+    unpack(archive, tmp_path / "target")
+    mask = next((tmp_path / "target").rglob("*_mask.gif"))
+    mask.write_bytes(b"redrawn")
+    unpack(archive, tmp_path / "target")
+    (old,) = mask.parent.glob("*.old")
+    assert old.read_bytes() == b"redrawn" and mask.read_bytes() != b"redrawn"
+    assert str(old) in capsys.readouterr().out
 
 
 def test_the_extra_entries_of_a_mac_are_ignored(tmp_path):
@@ -325,19 +341,31 @@ def test_subset_is_a_function_of_the_seed(tmp_path):
 
 
 @pytest.mark.fault("subset into a folder in use, or of too many cars", "refused")
-def test_subset_refuses_a_bad_target_or_count(data, tmp_path):
-    (tmp_path / "used").mkdir()
+def test_subset_refuses_a_bad_target_or_count(data, tmp_path, monkeypatch):
+    for folder in ("used", "empty"):
+        (tmp_path / folder).mkdir()
+    monkeypatch.chdir(tmp_path / "empty")
     (tmp_path / "used" / "file").touch()
     for target, cars, message in [
         (tmp_path / "used", 1, "not empty"),
         (data, 1, "inside the source"),
         (data / "new", 1, "inside the source"),
         (tmp_path / "new", 4, "3 cars"),
-        (tmp_path / "new", 0, "ask for 1"),
+        (tmp_path / "new", 0, "ask for 1 to 3, not 0"),
+        (tmp_path / "new", -1, "ask for 1 to 3, not -1"),
+        (".", 1, "the folder you are in: name a new one"),
     ]:
         with pytest.raises(DataError, match=message):
             write_subset(data, target, cars)
     assert not (tmp_path / "new").exists()
+
+
+@pytest.mark.skipif(os.name != "posix", reason="links need rights on Windows")
+def test_a_subset_fills_the_empty_folder_behind_a_link(data, tmp_path):
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "link").symlink_to(tmp_path / "empty")
+    write_subset(data, tmp_path / "link", 1)
+    assert len(carvana.find_samples(tmp_path / "empty")) > 0
 
 
 @pytest.mark.fault("writing a subset is interrupted", "nothing stays")

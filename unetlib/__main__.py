@@ -322,4 +322,6 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
+    for stream in (sys.stdout, sys.stderr):  # a file's name may hold letters that a terminal lacks
+        stream.reconfigure(errors="backslashreplace")
     sys.exit(main())

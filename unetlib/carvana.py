@@ -299,7 +299,7 @@ def split_by_car(
     """
     if not 0 < fraction < 1:
         raise ValueError(f"fraction={fraction} must lie between 0 and 1, for example 0.2.")
-    labelled = samples[samples["mask"] != ""]
+    labelled = samples[samples["mask"].fillna("") != ""]  # a csv file has made "" a missing value
     cars = np.array(sorted(labelled["car"].unique()))
     if len(cars) < 2:
         raise DataError(f"{len(cars)} car(s) with masks cannot be split by car: add another car's.")
@@ -318,10 +318,10 @@ def fingerprint(samples: pd.DataFrame) -> str:
     digest = hashlib.sha256()
     try:
         with ThreadPoolExecutor() as pool:
-            paths = [*samples["image"], *samples["mask"]]
+            paths = [*samples["image"], *samples["mask"].fillna("")]
             hashes = pool.map(lambda path: _file_hash(path, *_stamp(path)) if path else "", paths)
             for name, file_hash in zip([*samples["id"], *samples["id"]], hashes, strict=True):
-                digest.update(f"{name} {file_hash}\n".encode())
+                digest.update(f"{name} {file_hash}\n".encode(errors="surrogateescape"))
     except OSError as error:
         remedy = "restore the file, or list the samples anew (find_samples)"
         raise DataError(Problem(str(error.filename), str(error.strerror), remedy)) from None

@@ -39,7 +39,12 @@ def _start_folder() -> Path:
 
 def _folder_from(variable: str, default: Path) -> Path:
     value = os.environ.get(variable, "").strip()
-    return (_start_folder() / Path(value).expanduser()).resolve() if value else default
+    try:
+        return (_start_folder() / Path(value).expanduser()).resolve() if value else default
+    except RuntimeError:  # a ~ without a home
+        raise FileNotFoundError(
+            f"{variable}={value}: there is no such user's home; write the whole path."
+        ) from None
 
 
 def data_dir() -> Path:
@@ -192,8 +197,12 @@ class Profile:
         )
 
     def thin(self, samples):
-        """The rows of a sample table (``carvana.find_samples``) whose angle this profile uses."""
-        return samples[samples["angle"].isin(self.train_angles)].reset_index(drop=True)
+        """The rows of a sample table (``carvana.find_samples``) whose angle this profile uses.
+
+        Angles beyond 16 count on from 1; where none of the angles would be left, all stay.
+        """
+        used = ((samples["angle"] - 1) % 16 + 1).isin(self.train_angles)
+        return samples[used | (not used.any())].reset_index(drop=True)
 
 
 PROFILES = {

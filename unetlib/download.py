@@ -10,6 +10,7 @@ import shutil
 import stat
 import struct
 import tempfile
+import time
 import zipfile
 import zlib
 from collections.abc import Iterator
@@ -48,7 +49,7 @@ def download(
 ) -> Path:
     """Fetch the real data set, unpack it and check that it is complete.
 
-    What is already there is left alone, so a second call continues where the first was interrupted.
+    A second call continues where the first was interrupted, and deletes nothing (see ``unpack``).
 
     Args:
         target: the folder to fill; None: ``data/carvana`` in the repository.
@@ -63,7 +64,7 @@ def download(
     Raises:
         DataError: no access, no network, a damaged archive, or an incomplete data set.
     """
-    target = Path(target) if target is not None else config.REPOSITORY / "data" / "carvana"
+    target = Path(target or config.REPOSITORY / "data" / "carvana").resolve()
     wanted = [*ARCHIVES, "test.zip"] if test else list(ARCHIVES)
     for name in wanted:
         archive = _fetch(name) if source is None else _find_archive(Path(source), name)
@@ -159,7 +160,8 @@ def unpack(archive: str | Path, target: str | Path) -> None:
     """Unpack a zip archive into a folder; files already there in full are kept.
 
     Every file is written under a temporary name and renamed when complete, so that an interrupted
-    call leaves no half file and the next call continues.
+    call leaves no half file and the next call continues. A file of another size, half unpacked by
+    another program or changed by somebody, makes way: it stays beside the new one as ``*.old``.
 
     Raises:
         DataError: the archive is damaged, holds a link or a path that leaves the target, unpacks to
@@ -181,15 +183,21 @@ def unpack(archive: str | Path, target: str | Path) -> None:
             ]
             target.mkdir(parents=True, exist_ok=True)
             _check_size(archive, target, [member for member, _ in members], missing)
+            replaced = []
             for member, path in tqdm(missing, f"unpacking {archive.name}", disable=not missing):
                 path.parent.mkdir(parents=True, exist_ok=True)
                 part = path.with_name(path.name + ".part")
                 try:
                     with opened.open(member) as packed, part.open("wb") as unpacked:
                         shutil.copyfileobj(packed, unpacked)
+                    if path.exists():
+                        replaced.append(path.with_name(f"{path.name}.{time.time_ns()}.old"))
+                        path.rename(replaced[-1])
                     part.replace(path)
                 finally:
                     part.unlink(missing_ok=True)
+            if replaced:
+                print(f"{len(replaced)} file(s) not as in {archive} were kept, as {replaced[0]}")
     except DataError:
         raise
     except (OSError, *DAMAGED) as error:
@@ -261,16 +269,19 @@ def write_subset(
     Raises:
         DataError: too few cars in the source, or a target that is not empty or inside the source.
     """
-    source, target = Path(source), Path(target)
-    if target.resolve().is_relative_to(source.resolve()):
+    source, target = Path(source), Path(target).resolve()
+    if target.is_relative_to(source.resolve()):
         raise DataError(f"{target} lies inside the source {source}: choose another folder.")
+    if target == Path.cwd():
+        raise DataError(f"{target} is the folder you are in: name a new one.")
     if target.exists() and (not target.is_dir() or any(target.iterdir())):
         raise DataError(f"{target} is not empty: choose another folder or delete it first.")
     samples = carvana.find_samples(source)
     has_mask = samples["mask"] != ""
+    most = samples.loc[has_mask, "car"].nunique()
+    if not 1 <= cars <= most:
+        raise DataError(f"{source} has {most} cars with masks: ask for 1 to {most}, not {cars}.")
     chosen = _draw(samples.loc[has_mask, "car"], cars, seed)
-    if not 0 < cars == len(chosen):
-        raise DataError(f"{source} has {len(chosen)} cars with masks: ask for 1 to that many.")
     test_cars = _draw(samples.loc[~has_mask, "car"], cars // 4, seed)
     rows = samples[samples["car"].isin(chosen + test_cars)]
 

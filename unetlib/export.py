@@ -154,7 +154,7 @@ def _parity_in_a_fresh_process(output_dir: Path, samples: pd.DataFrame) -> pd.Da
         answer = Path(folder) / "parity.json"
         finished = subprocess.run(
             [sys.executable, "-c", COMPARE, str(output_dir), str(answer)],
-            input=samples.to_json(),
+            input=samples.reset_index(drop=True).astype(dict(image=str, mask=str)).to_json(),
             stderr=subprocess.PIPE,
             text=True,
             env=dict(os.environ, PYTHONPATH=os.pathsep.join(filter(None, sys.path))),
