@@ -29,9 +29,7 @@ def test_data_folder_that_does_not_exist_is_named_with_the_remedy(monkeypatch, t
 @pytest.mark.fault("UNETLIB_DATA in the home of nobody", "said, with the remedy")
 def test_the_home_of_a_user_who_does_not_exist_is_named(monkeypatch):
     monkeypatch.setenv("UNETLIB_DATA", "~no-such-user/photos")
-    with pytest.raises(
-        FileNotFoundError, match=r"~no-such-user/photos: .* whole path"
-    ):
+    with pytest.raises(FileNotFoundError, match=r"~no-such-user/photos: .* whole path"):
         config.data_dir()
 
 
