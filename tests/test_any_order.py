@@ -104,7 +104,8 @@ class Sitting:
 def is_stop(error) -> bool:
     """Is this what a cell that was stopped may end with?"""
     return (
-        error["ename"] == "KeyboardInterrupt"
+        "KeyboardInterrupt"
+        in error["ename"] + error["evalue"]  # torch wraps it in errors of its own
         or any(said in error["evalue"] for said in TOO_EARLY)
         # IPython draws the figure that the cell left half-made, which may not be possible.
         or "matplotlib" in error["traceback"][-2]
