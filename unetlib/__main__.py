@@ -281,8 +281,10 @@ def _show(result: dict) -> None:
 
 def _text(value) -> str:
     if isinstance(value, list):
-        return ", ".join(value) or "none"
-    return f"{value:.4g}" if isinstance(value, float) else str(value)
+        return _text(", ".join(value)) or "none"
+    if isinstance(value, float):
+        return f"{value:.4g}"
+    return str(value).encode(errors="backslashreplace").decode()  # a name need not be UTF-8
 
 
 def main(arguments: list[str] | None = None) -> int:

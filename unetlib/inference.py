@@ -1,19 +1,22 @@
 """Files, images -> masks and their run lengths: one predictor over all formats."""
 
-from collections.abc import Iterator
+import errno
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import torch
 from PIL import Image
+from PIL.PngImagePlugin import PngInfo
 
 from unetlib import pictures
-from unetlib.carvana import rle_encode
+from unetlib.carvana import IMAGE_SUFFIXES, DataError, rle_encode
 from unetlib.dataset import load_image, to_tensor
 from unetlib.formats import LogitsFunction, Runtime, open_model
 
 BATCH_SIZE = 16
+MASK_SIGN = "tEXtSoftware\0unetlib"  # near the start of a file that save_mask wrote
 STRIDE = 16  # sides of a picture cut into tiles are filled up to multiples of this
 
 
@@ -172,6 +175,52 @@ def _ramp(length: int) -> np.ndarray:
 def _starts(length: int, window: int) -> list[int]:
     """Where windows begin that cover a length and overlap by half; the last ends with it."""
     return [*range(0, length - window, max(STRIDE, window // 2)), length - window]
+
+
+def paths_of(paths: str | Path | Iterable[str | Path]) -> list[Path]:
+    """One path, or several."""
+    return [Path(path) for path in ([paths] if isinstance(paths, (str, Path)) else paths)]
+
+
+def image_files(paths: str | Path | Iterable[str | Path]) -> list[Path]:
+    """All image files among paths and directly inside folders, sorted within each folder.
+
+    Raises:
+        DataError: a path does not exist, or there is no image at all.
+    """
+    found = []
+    for path in paths_of(paths):
+        if path.is_dir():
+            found += [
+                file
+                for file in sorted(path.iterdir())
+                if file.suffix.lower() in IMAGE_SUFFIXES
+                and file.is_file()
+                and not file.name.startswith(".")
+            ]
+        elif path.is_file():
+            found.append(path)
+        else:
+            raise DataError(f"{path}: no such file or folder; check the path.")
+    if not found:
+        raise DataError("No image found: give files or folders with .jpg, .jpeg or .png files.")
+    return found
+
+
+def save_mask(mask: np.ndarray, path: str | Path) -> None:
+    """Write a boolean mask ``(H, W)`` as a PNG file, 0/255, signed with ``MASK_SIGN``.
+
+    Raises:
+        DataError: the file system takes no such name.
+    """
+    signature = PngInfo()
+    signature.add_text("Software", "unetlib")
+    try:
+        Image.fromarray(mask).save(path, "PNG", pnginfo=signature)
+    except OSError as error:
+        if error.errno not in (errno.ENAMETOOLONG, errno.EILSEQ):
+            raise
+        raise DataError(f"{path}: no file can have such a name; shorten the image's.") from None
 
 
 def upright_size(image) -> tuple[int, int]:
