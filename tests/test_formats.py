@@ -10,6 +10,8 @@ import onnx
 import pytest
 import torch
 
+from unetlib.__main__ import main
+from unetlib.export import export_all
 from unetlib.formats import (
     FILES,
     MANIFEST,
@@ -113,6 +115,31 @@ def test_a_manifest_keeps_what_it_says_of_files_not_written_now(exported, tmp_pa
     after = read_manifest(tmp_path)
     assert after[FILES["onnx"]] == before[FILES["onnx"]]
     assert after[FILES["pytorch"]]["weights"] != after[FILES["onnx"]]["weights"]
+
+
+@pytest.mark.fault("manifest.json of another program", "refused, nothing is written")
+@pytest.mark.parametrize("content", ['{"name": "app", "icons": []}', "[]", "3"])
+def test_another_programs_manifest_is_never_replaced(trained, tables, tmp_path, content):
+    (tmp_path / MANIFEST).write_text(content)
+    train, val = tables
+    settings = ["--output-dir", str(tmp_path), "--epochs", "1", "--size", "32"]
+    assert main(["train", *settings]) == 1
+    for refused in (
+        lambda: export_all(trained, tmp_path, train=train, val=val),
+        lambda: write_manifest(tmp_path, []),
+    ):
+        with pytest.raises(ModelFileError, match=r"manifest\.json: not written by unetlib"):
+            refused()
+    assert (tmp_path / MANIFEST).read_text() == content
+    assert {path.name for path in tmp_path.iterdir()} <= {MANIFEST, "home"}
+
+
+@pytest.mark.parametrize("content", ["", '{"unet_model_onnx.onnx": {', "{}"])
+def test_a_damaged_manifest_of_ours_is_written_anew(exported, tmp_path, content):
+    shutil.copy(exported[0] / FILES["pytorch"], tmp_path)
+    (tmp_path / MANIFEST).write_text(content)
+    write_manifest(tmp_path, [tmp_path / FILES["pytorch"]])
+    assert list(read_manifest(tmp_path)) == [FILES["pytorch"]]
 
 
 # --------------------------------------------------------------------------------- extra runtimes

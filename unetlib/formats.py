@@ -57,6 +57,22 @@ def legacy_allowed() -> Iterator[None]:
         yield
 
 
+def check_manifest(folder: Path) -> None:
+    """Refuse a folder whose ``manifest.json`` is another program's: ours would replace it.
+
+    Raises:
+        ModelFileError: there is one, and it names other things than exported files.
+    """
+    try:
+        content = json.loads((folder / MANIFEST).read_bytes())
+    except (FileNotFoundError, ValueError):  # none, or ours and damaged: to be written anew
+        return
+    if not isinstance(content, dict) or content.keys() - {*FILES.values(), sealed.KEY}:
+        raise ModelFileError(
+            f"{folder / MANIFEST}: not written by unetlib, so kept; choose another folder."
+        )
+
+
 def write_manifest(folder: Path, files: Iterable[Path] | None = None) -> None:
     """Note down what was written into a folder, so that each file can be told from any other.
 
@@ -66,7 +82,11 @@ def write_manifest(folder: Path, files: Iterable[Path] | None = None) -> None:
 
     The manifest holds, for each file, its SHA-256, its size in bytes and ``weights``: the SHA-256
     of the ``.pth`` file whose weights it has.
+
+    Raises:
+        ModelFileError: see ``check_manifest``.
     """
+    check_manifest(folder)
     if files is None:
         content = {}
         files = [folder / name for name in FILES.values() if (folder / name).is_file()]
