@@ -1,4 +1,5 @@
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 from hypothesis import given
@@ -84,6 +85,32 @@ def test_images_of_different_sizes_go_together(predictor, photo):
     assert [one.shape for one in predictor.predict_proba([photo, small])] == [(40, 60), (9, 17)]
 
 
+def test_several_images_may_come_as_any_column_or_iterator(predictor, tables, data_set):
+    paths = sorted((data_set / "test").iterdir())
+    expected = predictor.predict_mask(paths)
+    column = pd.Series(map(str, paths))
+    several = [
+        (path for path in paths),
+        np.array(paths),
+        np.array(list(column)),
+        column.values,
+        column.astype(object).values,
+        pd.Index(column),
+    ]
+    for images in several:
+        np.testing.assert_array_equal(predictor.predict_mask(images), expected)
+    with open(paths[0], "rb") as file:  # an iterator, too
+        np.testing.assert_array_equal(predictor.predict_mask(file), expected[0])
+
+
+@pytest.mark.fault("tensors of a data set given to the predictor", "refused, with what is taken")
+def test_what_is_no_image_is_refused(predictor, tables):
+    image, mask = CarvanaDataset(tables[1], 32)[0]
+    for thing in (image, (image, mask), {tables[1]["image"][0]}, tables[1]):
+        with pytest.raises(DataError, match="give a path, a file, a PIL image or an array"):
+            predictor.predict_proba(thing)
+
+
 def test_an_empty_list_gives_an_empty_list(predictor):
     assert predictor.predict_mask([]) == []
 
@@ -122,12 +149,16 @@ def test_the_size_of_the_result_is_a_choice(predictor, photo):
     assert small.shape == (32, 32)
     np.testing.assert_array_equal(predictor.predict_proba(photo), enlarge(small, (60, 40)))
     assert predictor.predict_proba(photo, size=(20, 30)).shape == (20, 30)
+    assert predictor.predict_proba(photo, size=np.int64(20)).shape == (20, 20)
     assert predictor.predict_mask(photo, size=(20, 30)).dtype == bool
 
 
 def test_a_size_that_is_none_is_refused(predictor, photo):
     with pytest.raises(ValueError, match="size='huge': give 'original', 'model' or"):
         predictor.predict_proba(photo, size="huge")
+    for size in (0, (4.5, 4), (4, 0)):
+        with pytest.raises(ValueError, match="give one or two whole numbers above 0"):
+            predictor.predict_proba(photo, size=size)
 
 
 def test_flipping_is_the_mean_with_the_mirrored_picture(predictor, photo):

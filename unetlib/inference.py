@@ -12,7 +12,7 @@ from PIL.PngImagePlugin import PngInfo
 
 from unetlib import pictures
 from unetlib.carvana import IMAGE_SUFFIXES, DataError, rle_encode
-from unetlib.dataset import load_image, to_tensor
+from unetlib.dataset import load_image, sides, to_tensor
 from unetlib.formats import LogitsFunction, Runtime, open_model
 
 BATCH_SIZE = 16
@@ -61,10 +61,10 @@ class Predictor:
         is not a staircase.
 
         Args:
-            image_or_images: a path, PIL image or array (see ``dataset.load_image``), or a list or
-                table column of them.
+            image_or_images: a path, PIL image or array (see ``dataset.load_image``), or a list,
+                iterator or table column of them.
             size: of the result: ``original`` (the image's own), ``model`` (as the model gives it,
-                nothing enlarged), or ``(height, width)`` in pixels.
+                nothing enlarged), or ``(height, width)`` in pixels, or a square's side.
             flip: predict the mirrored picture too and take the mean (test-time augmentation).
             tile: instead of shrinking the picture, feed it at its own scale in windows of this many
                 pixels, a multiple of 16, which overlap by half; only for models trained at that
@@ -81,7 +81,9 @@ class Predictor:
             raise ValueError(f"tile={tile} must be a multiple of {STRIDE}, for example 512.")
         if isinstance(size, str) and size not in ("original", "model"):
             raise ValueError(f"size={size!r}: give 'original', 'model' or (height, width).")
-        if isinstance(image_or_images, (list, tuple, pd.Series)):
+        if not isinstance(size, str):
+            size = sides(size)
+        if _are_several(image_or_images):
             return list(self._predict(list(image_or_images), size, flip, tile))
         return next(self._predict([image_or_images], size, flip, tile))
 
@@ -165,6 +167,14 @@ class Predictor:
                 total[window] += weight * one
                 weights[window] += weight
         return (total / weights)[:height, :width]
+
+
+def _are_several(images) -> bool:
+    """Whether these are images and not one; a set is neither, because it has no order."""
+    if isinstance(images, np.ndarray):
+        return images.dtype.kind in "OU"  # paths
+    listed = (list, tuple, Iterator, pd.Series, pd.Index, pd.api.extensions.ExtensionArray)
+    return isinstance(images, listed) and not hasattr(images, "read")  # an open file has lines
 
 
 def _ramp(length: int) -> np.ndarray:
