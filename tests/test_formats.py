@@ -117,6 +117,29 @@ def test_a_manifest_keeps_what_it_says_of_files_not_written_now(exported, tmp_pa
     assert after[FILES["pytorch"]]["weights"] != after[FILES["onnx"]]["weights"]
 
 
+def test_a_suffix_in_capitals_is_the_same_format(exported, tmp_path):
+    for name in ("exported", "onnx"):
+        path = tmp_path / FILES[name].upper()
+        shutil.copy(exported[0] / FILES[name], path)
+        assert open_model(path, "cpu", trust=True)[1]["format"] == name
+
+
+@pytest.mark.fault("a device that this computer lacks", "refused, with those that it has")
+@pytest.mark.parametrize("device", ["cuda:99", "gpu", "meta", 99, 2.5], ids=str)
+@pytest.mark.parametrize("name", ["pytorch", "torchscript", "exported"])
+def test_a_device_that_is_not_there_is_named(exported, name, device):
+    with pytest.raises(ValueError, match=f"device={device!r} cannot be used here; give 'cpu'"):
+        open_model(exported[0] / FILES[name], device)
+
+
+@pytest.mark.fault("a number of threads that is none", "refused")
+@pytest.mark.parametrize("threads", [0, -1, 1.5, "2"], ids=str)
+@pytest.mark.parametrize("name", ["pytorch", "onnx"])
+def test_a_number_of_threads_that_is_none_is_refused(exported, name, threads):
+    with pytest.raises(ValueError, match=f"threads={threads!r}: give a whole number above 0"):
+        open_model(exported[0] / FILES[name], "cpu", threads=threads)
+
+
 @pytest.mark.fault("manifest.json of another program", "refused, nothing is written")
 @pytest.mark.parametrize("content", ['{"name": "app", "icons": []}', "[]", "3"])
 def test_another_programs_manifest_is_never_replaced(trained, tables, tmp_path, content):

@@ -316,6 +316,7 @@ def load_predictor(
 
     Raises:
         ModelFileError: no such file, unreadable, not written by unetlib, or not to be trusted.
+        ValueError: a device that is not there, or a number of threads that is none.
     """
     logits, info = open_model(path, device, threads, precision, trust, runtime)
     return Predictor(logits, info, path, precision, trust, runtime)
