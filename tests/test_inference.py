@@ -8,10 +8,11 @@ from PIL import Image
 
 from unetlib.carvana import DataError, rle_encode
 from unetlib.dataset import CarvanaDataset, load_image
+from unetlib.export import export_onnx
 from unetlib.formats import FILES
 from unetlib.inference import enlarge, load_predictor, rle_of_map
 from unetlib.metrics import predict_dataset
-from unetlib.model import ModelFileError, load_model, save_model
+from unetlib.model import ModelFileError, UNet, load_model, save_model
 
 
 @pytest.fixture
@@ -196,6 +197,20 @@ def test_overlapping_tiles_cover_the_picture_without_seams(predictor, large, til
 def test_a_tile_of_an_odd_size_is_refused(predictor, photo):
     with pytest.raises(ValueError, match="tile=30 must be a multiple of 16"):
         predictor.predict_proba(photo, tile=30)
+
+
+@pytest.mark.parametrize("kind", ["pytorch", "onnx"])
+def test_a_deeper_network_takes_larger_tiles(tmp_path, large, kind):
+    model, path = UNet(widths=(2,) * 6).eval(), tmp_path / FILES[kind]
+    if kind == "onnx":
+        export_onnx(model, path, 64)
+    else:
+        save_model(path, model, 64)
+    deep = load_predictor(path, "cpu")
+    with pytest.raises(ValueError, match="tile=48 must be a multiple of 64, for example 512"):
+        deep.predict_proba(large, tile=48)
+    for tile in (64, 512):  # 90 and 70 pixels are filled up to 128
+        assert deep.predict_proba(large.crop((0, 0, 90, 70)), tile=tile).shape == (70, 90)
 
 
 def _write(picture: Image.Image, path):

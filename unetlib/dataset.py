@@ -26,6 +26,7 @@ from unetlib.pictures import (
     DataError,
     Problem,
     load_mask,
+    sides,
     upright,
     why_unreadable,
 )
@@ -34,21 +35,6 @@ JITTER = 0.4  # mild augmentation: brightness and contrast between 0.6 and 1.4 t
 CACHE_VERSION = 3  # raise it when decoding or the file changes, so that old caches are not used
 MaskKind = Literal["hard", "soft"]
 Augmentation = Literal["none", "flip", "mild"]
-
-
-def sides(size: int | tuple[int, int]) -> tuple[int, int]:
-    """``(height, width)`` of a size: of a square's side, or of both, in pixels.
-
-    Raises:
-        ValueError: not one or two whole numbers above 0.
-    """
-    try:
-        height, width = map(operator.index, size if np.ndim(size) else (size, size))
-    except (TypeError, ValueError):
-        height = width = 0
-    if min(height, width) < 1:
-        raise ValueError(f"size={size!r}: give one or two whole numbers above 0, as (320, 480).")
-    return height, width
 
 
 def load_image(source, size: int | tuple[int, int]) -> np.ndarray:
@@ -68,7 +54,7 @@ def load_image(source, size: int | tuple[int, int]) -> np.ndarray:
 
     Raises:
         DataError: the file or array cannot be read as an image.
-        ValueError: see ``sides``.
+        ValueError: see ``pictures.sides``.
     """
     height, width = sides(size)
     if isinstance(source, Image.Image):
@@ -129,7 +115,7 @@ def load_coverage(path: str | Path, size: int | tuple[int, int]) -> np.ndarray:
 
     Raises:
         DataError: as ``carvana.load_mask``.
-        ValueError: see ``sides``.
+        ValueError: see ``pictures.sides``.
     """
     height, width = sides(size)
     mask = Image.fromarray(load_mask(path).astype(np.uint8) * 255)

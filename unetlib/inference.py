@@ -2,6 +2,7 @@
 
 import errno
 from collections.abc import Iterable, Iterator
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
@@ -12,12 +13,12 @@ from PIL.PngImagePlugin import PngInfo
 
 from unetlib import pictures
 from unetlib.carvana import IMAGE_SUFFIXES, DataError, rle_encode
-from unetlib.dataset import load_image, sides, to_tensor
+from unetlib.dataset import load_image, to_tensor
 from unetlib.formats import LogitsFunction, Runtime, open_model
 
 BATCH_SIZE = 16
 MASK_SIGN = "tEXtSoftware\0unetlib"  # near the start of a file that save_mask wrote
-STRIDE = 16  # sides of a picture cut into tiles are filled up to multiples of this
+STRIDE = 16  # sides of a picture cut into tiles are filled up to multiples of this, where it fits
 
 
 class Predictor:
@@ -67,8 +68,8 @@ class Predictor:
                 nothing enlarged), or ``(height, width)`` in pixels, or a square's side.
             flip: predict the mirrored picture too and take the mean (test-time augmentation).
             tile: instead of shrinking the picture, feed it at its own scale in windows of this many
-                pixels, a multiple of 16, which overlap by half; only for models trained at that
-                scale.
+                pixels, a multiple of 16 (of more for networks of over five levels), which overlap
+                by half; only for models trained at that scale.
 
         Returns:
             float32 ``(H, W)`` in [0, 1]; for a list, a list of them.
@@ -77,12 +78,13 @@ class Predictor:
             DataError: an image cannot be read.
             ValueError: a size or tile that makes no sense.
         """
-        if tile is not None and (tile < STRIDE or tile % STRIDE):
-            raise ValueError(f"tile={tile} must be a multiple of {STRIDE}, for example 512.")
+        if tile is not None and (tile < self._step or tile % self._step):
+            near = -(-512 // self._step) * self._step
+            raise ValueError(f"tile={tile} must be a multiple of {self._step}, for example {near}.")
         if isinstance(size, str) and size not in ("original", "model"):
             raise ValueError(f"size={size!r}: give 'original', 'model' or (height, width).")
         if not isinstance(size, str):
-            size = sides(size)
+            size = pictures.sides(size)
         if _are_several(image_or_images):
             return list(self._predict(list(image_or_images), size, flip, tile))
         return next(self._predict([image_or_images], size, flip, tile))
@@ -143,6 +145,15 @@ class Predictor:
                 else:
                     yield enlarge(one, target)
 
+    @cached_property
+    def _step(self) -> int:
+        """What the sides of windows must be multiples of."""
+        try:
+            self.logits(np.zeros((1, 1, 3 * STRIDE, 3 * STRIDE), np.float32))
+            return STRIDE
+        except Exception:  # a deeper network; each runtime says so in its own way
+            return self.size & -self.size  # the power of 2 in it, which is the network's or more
+
     def _predict_tiles(self, grey: np.ndarray, tile: int, flip: bool) -> np.ndarray:
         """Probabilities of a whole picture from overlapping windows.
 
@@ -150,7 +161,7 @@ class Predictor:
         the network sees too little of the surroundings.
         """
         height, width = grey.shape
-        padded = np.pad(grey, ((0, -height % STRIDE), (0, -width % STRIDE)), mode="edge")
+        padded = np.pad(grey, ((0, -height % self._step), (0, -width % self._step)), mode="edge")
         rows, columns = (min(tile, side) for side in padded.shape)
         weight = np.minimum.outer(_ramp(rows), _ramp(columns))
         total, weights = np.zeros(padded.shape, np.float32), np.zeros(padded.shape, np.float32)
