@@ -63,8 +63,8 @@ def write_masks(
 ) -> list[tuple[str, str]]:
     """Write each image's mask as ``<stem>_mask.png`` (0/255, original size).
 
-    Arguments, result and errors as for ``write_submission``; what cannot be read is listed in
-    ``unreadable.csv`` among the masks.
+    Arguments, result and errors as for ``write_submission``; what cannot be done is listed in
+    ``unreadable.csv`` among the masks. Only masks written here are written anew.
     """
     folder, images = Path(folder), paths_of(images)
     if folder.is_file() or (folder.suffix.lower() in IMAGE_SUFFIXES and not folder.is_dir()):
@@ -103,8 +103,8 @@ def write_submission(
     """Write Kaggle's submission file, columns ``img,rle_mask``, a line per image in order.
 
     The file appears whole or not at all. A run that was stopped or killed goes on after the last
-    images that it finished. An image that cannot be read gets no line; it is reported, and listed
-    in ``<stem>.unreadable.csv`` beside the output.
+    images that it finished. An image that cannot be read, or whose name cannot be written, gets no
+    line; it is reported, and listed in ``<stem>.unreadable.csv`` beside the output.
 
     Args:
         flip: predict the mirrored picture too and take the mean.
@@ -112,7 +112,7 @@ def write_submission(
             images, on one computer or on several with one file system.
 
     Returns:
-        ``(file, problem)`` of each image that cannot be read.
+        ``(file, problem)`` of each image that was left out.
 
     Raises:
         DataError: two images of one name, or none that can be read; or the output would replace
@@ -256,7 +256,7 @@ class _Job:
         if problems:
             with (
                 whole_file(unreadable) as part,
-                # A name need not be UTF-8: the list shows such bytes as \\udcXX.
+                # A byte of a name that is not UTF-8 is listed as \udcXX.
                 open(part, "w", newline="", encoding="utf-8", errors="backslashreplace") as file,
             ):
                 file.write(UNREADABLE_HEADER)
@@ -318,9 +318,7 @@ def _check_output(output: Path, signs: dict[Path, str]) -> None:
     """Refuse to replace what a data set calls its own, or what does not begin like ours."""
     foreign = [path for path, sign in signs.items() if not _replaceable(path, sign)]
     if output.resolve().name.lower() in TRUTH:
-        raise DataError(
-            f"{output}: a data set's own masks have this name; choose another --output."
-        )
+        raise DataError(f"{output}: named as a data set's own masks; choose another --output.")
     if foreign:
         raise DataError(f"{foreign[0]}: not written by unetlib, so kept; choose another --output.")
 
