@@ -141,7 +141,9 @@ def test_a_number_of_threads_that_is_none_is_refused(exported, name, threads):
 
 
 @pytest.mark.fault("manifest.json of another program", "refused, nothing is written")
-@pytest.mark.parametrize("content", ['{"name": "app", "icons": []}', "[]", "3"])
+@pytest.mark.parametrize(
+    "content", ['{"name": "app", "icons": []}', "[]", "3"], ids=["object", "list", "number"]
+)
 def test_another_programs_manifest_is_never_replaced(trained, tables, tmp_path, content):
     (tmp_path / MANIFEST).write_text(content)
     train, val = tables
@@ -157,7 +159,9 @@ def test_another_programs_manifest_is_never_replaced(trained, tables, tmp_path, 
     assert {path.name for path in tmp_path.iterdir()} <= {MANIFEST, "home"}
 
 
-@pytest.mark.parametrize("content", ["", '{"unet_model_onnx.onnx": {', "{}"])
+@pytest.mark.parametrize(
+    "content", ["", '{"unet_model_onnx.onnx": {', "{}"], ids=["empty", "cut off", "no checksum"]
+)
 def test_a_damaged_manifest_of_ours_is_written_anew(exported, tmp_path, content):
     shutil.copy(exported[0] / FILES["pytorch"], tmp_path)
     (tmp_path / MANIFEST).write_text(content)
