@@ -29,6 +29,18 @@ def test_an_extra_runtime_joins_if_it_is_installed_and_is_named_if_not(exported,
         assert "openvino: not installed (pip install openvino): left out" in capsys.readouterr().out
 
 
+@pytest.mark.fault("an extra runtime that does not exist", "refused, with those that do")
+@pytest.mark.parametrize("runtimes", ["magic", ("openvino", "magic")], ids=["one", "two"])
+def test_an_unknown_runtime_is_refused(exported, runtimes):
+    with pytest.raises(ValueError, match="runtime 'magic' is unknown: use openvino or compile"):
+        contenders(exported[0], runtimes=runtimes)
+
+
+def test_one_extra_runtime_need_not_be_in_a_list(exported):
+    one, listed = (contenders(exported[0], runtimes=of) for of in ("openvino", ["openvino"]))
+    assert [predictor.name for predictor in one] == [predictor.name for predictor in listed]
+
+
 def test_files_of_an_older_training_do_not_join(exported, tmp_path, capsys):
     """`train` writes its .pth beside the files that an earlier `export` left."""
     folder = shutil.copytree(exported[0], tmp_path / "models")

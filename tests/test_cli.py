@@ -240,6 +240,28 @@ def test_predict_lists_what_it_cannot_read(exported_models, data_set, tmp_path, 
     assert (tmp_path / "out" / "unreadable.csv").is_file()
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="needs a file system that takes any bytes")
+@pytest.mark.fault("a name that is not UTF-8, in what predict prints", "shown escaped")
+def test_predict_prints_a_name_that_is_not_utf8(exported_models, data_set, tmp_path, capsys):
+    broken = tmp_path / os.fsdecode(b"\xe9.jpg")
+    broken.write_bytes(b"no image")
+    command = ["predict", data_set / "test", broken, "--model", exported_models / FILES["onnx"]]
+    assert run(*command, "--output", tmp_path / os.fsdecode(b"\xe8.csv")) == 0
+    shown = capsys.readouterr().out
+    assert r"unreadable: " in shown and r"\udce9.jpg" in shown and r"\udce8.csv" in shown
+
+
+@pytest.mark.fault("predict --output names the true masks", "one line, nothing is changed")
+def test_predict_does_not_replace_the_true_masks(exported_models, own_data_set, capsys):
+    masks = own_data_set / "train_masks"
+    before = {path: path.read_bytes() for path in masks.iterdir()}
+    command = ["predict", own_data_set / "train", "--model", exported_models / FILES["onnx"]]
+    for output in (masks, masks.with_suffix(".csv")):
+        assert run(*command, "--output", output) == 1
+        assert "choose another --output" in capsys.readouterr().err
+    assert {path: path.read_bytes() for path in masks.iterdir()} == before
+
+
 def test_an_error_in_a_terminal_is_one_line_and_status_1(tmp_path):
     process = in_a_terminal("predict", tmp_path, "--model", "none.onnx", "--output", tmp_path)
     assert process.returncode == 1

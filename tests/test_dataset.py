@@ -1,3 +1,4 @@
+import io
 import subprocess
 import sys
 import threading
@@ -202,6 +203,47 @@ def test_a_cut_off_photo_is_named(tmp_path):
         load_image(path, 8)
 
 
+SIZES = [0, -4, (0, 5), (120.0, 160.0), "12", None, (8, 8, 8)]
+
+
+@pytest.mark.fault("a size that is none, of a sound picture", "the size is named, not the file")
+@pytest.mark.parametrize("size", SIZES, ids=str)
+def test_a_size_that_is_none_is_named(tables, size):
+    for load, column in ((load_image, "image"), (load_coverage, "mask")):
+        with pytest.raises(ValueError, match="give one or two whole numbers above 0") as caught:
+            load(tables[1][column][0], size)
+        assert f"size={size!r}" in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "size", [np.int64(8), np.array([8, 8]), [8, 8]], ids=["one", "two", "list"]
+)
+def test_a_size_may_be_numpys(tables, size):
+    assert load_image(tables[1]["image"][0], size).shape == (8, 8)
+    assert load_coverage(tables[1]["mask"][0], size).shape == (8, 8)
+
+
+@pytest.mark.fault("something that is no image", "refused, with what is")
+@pytest.mark.parametrize(
+    "thing",
+    [None, 3, torch.zeros(1, 4, 4), {"a.jpg"}, b"\xff\xd8"],
+    ids=lambda one: type(one).__name__,
+)
+def test_what_is_no_image_is_refused(thing):
+    with pytest.raises(
+        DataError, match="is no image: give a path, a file, a PIL image or an array"
+    ):
+        load_image(thing, 8)
+
+
+def test_an_open_file_is_an_image_or_refused(tables, tmp_path):
+    path = tables[1]["image"][0]
+    with open(path, "rb") as file:
+        np.testing.assert_array_equal(load_image(file, 8), load_image(path, 8))
+    with pytest.raises(DataError, match="no picture inside"):
+        load_image(io.BytesIO(b"no image"), 8)
+
+
 # ---------------------------------------------------------------------------------- load_coverage
 
 
@@ -287,6 +329,35 @@ def test_a_table_without_rows_is_refused(tables):
 def test_test_images_are_refused_by_name(samples):
     with pytest.raises(DataError, match=r"000000000005_01\.jpg: has no mask"):
         CarvanaDataset(samples)
+
+
+@pytest.mark.fault("sample table that went through a csv file", "named, or read as before")
+@pytest.mark.parametrize("absent", [None, float("nan")], ids=["None", "NaN"])
+@pytest.mark.parametrize("cache", [True, False], ids=["cached", "not cached"])
+def test_a_mask_that_is_missing_is_no_mask(samples, absent, cache):
+    table = samples.astype({"mask": object})
+    table.loc[table["mask"] == "", "mask"] = absent
+    with pytest.raises(DataError, match=r"000000000005_01\.jpg: has no mask"):
+        CarvanaDataset(table, 8, cache=cache)
+
+
+@pytest.mark.fault("sample table without a column", "the column is named")
+@pytest.mark.parametrize("column", ["id", "image", "mask"])
+def test_a_table_without_a_column_is_refused(tables, column):
+    with pytest.raises(DataError, match=f"has no column '{column}'"):
+        CarvanaDataset(tables[1].drop(columns=column), 8)
+
+
+@pytest.mark.parametrize("size", [np.int64(8), np.uint8(8)], ids=["int64", "uint8"])
+def test_the_size_of_a_data_set_may_be_numpys(tables, size):
+    dataset = CarvanaDataset(tables[1], size)
+    assert dataset[0][0].shape == (1, 8, 8) and type(dataset.size) is int
+
+
+@pytest.mark.parametrize("size", [8.0, "8", None, 250_002], ids=str)
+def test_a_size_that_is_no_whole_number_is_refused(tables, size):
+    with pytest.raises(ValueError, match=f"size={size} must be a multiple of 4"):
+        CarvanaDataset(tables[1], size)
 
 
 @pytest.mark.parametrize("setting", [{"mask": "fuzzy"}, {"augment": "wild"}])

@@ -10,6 +10,8 @@ import onnx
 import pytest
 import torch
 
+from unetlib.__main__ import main
+from unetlib.export import export_all
 from unetlib.formats import (
     FILES,
     MANIFEST,
@@ -113,6 +115,58 @@ def test_a_manifest_keeps_what_it_says_of_files_not_written_now(exported, tmp_pa
     after = read_manifest(tmp_path)
     assert after[FILES["onnx"]] == before[FILES["onnx"]]
     assert after[FILES["pytorch"]]["weights"] != after[FILES["onnx"]]["weights"]
+
+
+def test_a_suffix_in_capitals_is_the_same_format(exported, tmp_path):
+    for name in ("exported", "onnx"):
+        path = tmp_path / FILES[name].upper()
+        shutil.copy(exported[0] / FILES[name], path)
+        assert open_model(path, "cpu", trust=True)[1]["format"] == name
+
+
+@pytest.mark.fault("a device that this computer lacks", "refused, with those that it has")
+@pytest.mark.parametrize("device", ["cuda:99", "gpu", "meta", 99, 2.5], ids=str)
+@pytest.mark.parametrize("name", ["pytorch", "torchscript", "exported"])
+def test_a_device_that_is_not_there_is_named(exported, name, device):
+    with pytest.raises(ValueError, match=f"device={device!r} cannot be used here; give 'cpu'"):
+        open_model(exported[0] / FILES[name], device)
+
+
+@pytest.mark.fault("a number of threads that is none", "refused")
+@pytest.mark.parametrize("threads", [0, -1, 1.5, "2"], ids=str)
+@pytest.mark.parametrize("name", ["pytorch", "onnx"])
+def test_a_number_of_threads_that_is_none_is_refused(exported, name, threads):
+    with pytest.raises(ValueError, match=f"threads={threads!r}: give a whole number above 0"):
+        open_model(exported[0] / FILES[name], "cpu", threads=threads)
+
+
+@pytest.mark.fault("manifest.json of another program", "refused, nothing is written")
+@pytest.mark.parametrize(
+    "content", ['{"name": "app", "icons": []}', "[]", "3"], ids=["object", "list", "number"]
+)
+def test_another_programs_manifest_is_never_replaced(trained, tables, tmp_path, content):
+    (tmp_path / MANIFEST).write_text(content)
+    train, val = tables
+    settings = ["--output-dir", str(tmp_path), "--epochs", "1", "--size", "32"]
+    assert main(["train", *settings]) == 1
+    for refused in (
+        lambda: export_all(trained, tmp_path, train=train, val=val),
+        lambda: write_manifest(tmp_path, []),
+    ):
+        with pytest.raises(ModelFileError, match=r"manifest\.json: not written by unetlib"):
+            refused()
+    assert (tmp_path / MANIFEST).read_text() == content
+    assert {path.name for path in tmp_path.iterdir()} <= {MANIFEST, "home"}
+
+
+@pytest.mark.parametrize(
+    "content", ["", '{"unet_model_onnx.onnx": {', "{}"], ids=["empty", "cut off", "no checksum"]
+)
+def test_a_damaged_manifest_of_ours_is_written_anew(exported, tmp_path, content):
+    shutil.copy(exported[0] / FILES["pytorch"], tmp_path)
+    (tmp_path / MANIFEST).write_text(content)
+    write_manifest(tmp_path, [tmp_path / FILES["pytorch"]])
+    assert list(read_manifest(tmp_path)) == [FILES["pytorch"]]
 
 
 # --------------------------------------------------------------------------------- extra runtimes

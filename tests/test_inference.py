@@ -1,4 +1,5 @@
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 from hypothesis import given
@@ -7,10 +8,11 @@ from PIL import Image
 
 from unetlib.carvana import DataError, rle_encode
 from unetlib.dataset import CarvanaDataset, load_image
+from unetlib.export import export_onnx
 from unetlib.formats import FILES
 from unetlib.inference import enlarge, load_predictor, rle_of_map
 from unetlib.metrics import predict_dataset
-from unetlib.model import ModelFileError, load_model, save_model
+from unetlib.model import ModelFileError, UNet, load_model, save_model
 
 
 @pytest.fixture
@@ -84,6 +86,32 @@ def test_images_of_different_sizes_go_together(predictor, photo):
     assert [one.shape for one in predictor.predict_proba([photo, small])] == [(40, 60), (9, 17)]
 
 
+def test_several_images_may_come_as_any_column_or_iterator(predictor, tables, data_set):
+    paths = sorted((data_set / "test").iterdir())
+    expected = predictor.predict_mask(paths)
+    column = pd.Series(map(str, paths))
+    several = [
+        (path for path in paths),
+        np.array(paths),
+        np.array(list(column)),
+        column.values,
+        column.astype(object).values,
+        pd.Index(column),
+    ]
+    for images in several:
+        np.testing.assert_array_equal(predictor.predict_mask(images), expected)
+    with open(paths[0], "rb") as file:  # an iterator, too
+        np.testing.assert_array_equal(predictor.predict_mask(file), expected[0])
+
+
+@pytest.mark.fault("tensors of a data set given to the predictor", "refused, with what is taken")
+def test_what_is_no_image_is_refused(predictor, tables):
+    image, mask = CarvanaDataset(tables[1], 32)[0]
+    for thing in (image, (image, mask), {tables[1]["image"][0]}, tables[1]):
+        with pytest.raises(DataError, match="give a path, a file, a PIL image or an array"):
+            predictor.predict_proba(thing)
+
+
 def test_an_empty_list_gives_an_empty_list(predictor):
     assert predictor.predict_mask([]) == []
 
@@ -122,12 +150,16 @@ def test_the_size_of_the_result_is_a_choice(predictor, photo):
     assert small.shape == (32, 32)
     np.testing.assert_array_equal(predictor.predict_proba(photo), enlarge(small, (60, 40)))
     assert predictor.predict_proba(photo, size=(20, 30)).shape == (20, 30)
+    assert predictor.predict_proba(photo, size=np.int64(20)).shape == (20, 20)
     assert predictor.predict_mask(photo, size=(20, 30)).dtype == bool
 
 
 def test_a_size_that_is_none_is_refused(predictor, photo):
     with pytest.raises(ValueError, match="size='huge': give 'original', 'model' or"):
         predictor.predict_proba(photo, size="huge")
+    for size in (0, (4.5, 4), (4, 0)):
+        with pytest.raises(ValueError, match="give one or two whole numbers above 0"):
+            predictor.predict_proba(photo, size=size)
 
 
 def test_flipping_is_the_mean_with_the_mirrored_picture(predictor, photo):
@@ -165,6 +197,20 @@ def test_overlapping_tiles_cover_the_picture_without_seams(predictor, large, til
 def test_a_tile_of_an_odd_size_is_refused(predictor, photo):
     with pytest.raises(ValueError, match="tile=30 must be a multiple of 16"):
         predictor.predict_proba(photo, tile=30)
+
+
+@pytest.mark.parametrize("kind", ["pytorch", "onnx"])
+def test_a_deeper_network_takes_larger_tiles(tmp_path, large, kind):
+    model, path = UNet(widths=(2,) * 6).eval(), tmp_path / FILES[kind]
+    if kind == "onnx":
+        export_onnx(model, path, 64)
+    else:
+        save_model(path, model, 64)
+    deep = load_predictor(path, "cpu")
+    with pytest.raises(ValueError, match="tile=48 must be a multiple of 64, for example 512"):
+        deep.predict_proba(large, tile=48)
+    for tile in (64, 512):  # 90 and 70 pixels are filled up to 128
+        assert deep.predict_proba(large.crop((0, 0, 90, 70)), tile=tile).shape == (70, 90)
 
 
 def _write(picture: Image.Image, path):

@@ -131,6 +131,115 @@ def test_two_images_of_one_name_are_refused(predictor, data_set, tmp_path):
         write_masks(predictor, both, tmp_path / "masks")
 
 
+# --------------------------------------------------------------------- what must not be replaced
+
+
+def _contents(folder) -> dict:
+    return {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+@pytest.mark.fault("masks or a csv of a data set given as output", "refused, nothing is changed")
+@pytest.mark.parametrize("suffix", [".gif", ".png"])
+@pytest.mark.parametrize("name", ["train_masks", "train_masks.csv", "metadata.csv", "link", "old"])
+def test_the_truth_is_never_replaced(predictor, own_data_set, name, suffix):
+    for mask in list((own_data_set / "train_masks").iterdir()) if suffix == ".png" else []:
+        with Image.open(mask) as opened:
+            opened.save(mask.with_suffix(".png"))
+        mask.unlink()
+    (own_data_set / "link").symlink_to(own_data_set / "train_masks")
+    shutil.copytree(own_data_set / "train_masks", own_data_set / "old")
+    before = _contents(own_data_set)
+    write = write_submission if name.endswith(".csv") else write_masks
+    images = image_files(own_data_set / "train")
+    if (name, suffix) == ("old", ".gif"):  # nobody takes these names away
+        assert write(predictor, images, own_data_set / name) == []
+        assert before.items() <= _contents(own_data_set).items()
+        return
+    with pytest.raises(DataError, match=rf"{name}.*choose another --output"):
+        write(predictor, images, own_data_set / name)
+    assert _contents(own_data_set) == before
+
+
+@pytest.mark.fault("another program's csv file given as output", "refused, nothing is changed")
+@pytest.mark.parametrize("foreign", ["out.csv", "out.unreadable.csv", "folder"])
+def test_a_csv_of_somebody_else_is_never_replaced(predictor, data_set, tmp_path, foreign):
+    if foreign == "folder":
+        (tmp_path / "out.csv").mkdir()
+    else:
+        (tmp_path / foreign).write_text("name,price\nhorse,3\n")
+    before = _contents(tmp_path)
+    with pytest.raises(DataError, match=r"out.*\.csv: not written by unetlib"):
+        write_submission(predictor, image_files(data_set / "test"), tmp_path / "out.csv")
+    assert _contents(tmp_path) == before
+    assert len(list(tmp_path.iterdir())) == 1
+
+
+@pytest.mark.parametrize("name", ["masks", "submission.csv"])
+def test_what_unetlib_wrote_is_written_anew(exported, predictor, data_set, tmp_path, name):
+    write = write_submission if name.endswith(".csv") else write_masks
+    images = image_files(data_set / "test")
+    write(predictor, images, tmp_path / name)
+    first = _contents(tmp_path)
+    write(predictor, images, tmp_path / name)
+    assert _contents(tmp_path) == first
+    write(load_predictor(exported[0] / FILES["int8"]), images, tmp_path / name)
+    assert _contents(tmp_path).keys() == first.keys() and _contents(tmp_path) != first
+    for file in first:  # as when the power fails
+        file.write_bytes(bytes(500))
+    write(predictor, images, tmp_path / name)
+    assert _contents(tmp_path) == first
+
+
+@pytest.mark.fault("a picture's name given as output folder", "refused, with what is wanted")
+def test_the_masks_of_many_images_are_no_picture(predictor, data_set, tmp_path):
+    (tmp_path / "file").touch()
+    for name in ("mask.png", "file"):
+        with pytest.raises(DataError, match=rf"{name}: give --output a folder"):
+            write_masks(predictor, image_files(data_set / "test"), tmp_path / name)
+    assert not (tmp_path / "mask.png").exists()
+
+
+# ------------------------------------------------------------------------------------------- names
+
+
+def test_one_path_is_a_list_of_one(predictor, data_set, tmp_path):
+    photo = str(min((data_set / "test").iterdir()))
+    assert image_files(str(data_set / "test"))[0] == min((data_set / "test").iterdir())
+    assert write_masks(predictor, photo, tmp_path / "masks") == []
+    assert len(list((tmp_path / "masks").iterdir())) == 1
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="needs a file system that takes any bytes")
+@pytest.mark.fault("a picture's name is not UTF-8", "a csv file lists it; its mask is written")
+def test_a_name_that_is_not_utf8_stops_nothing(predictor, data_set, tmp_path, capsys):
+    folder = shutil.copytree(data_set / "test", tmp_path / "photos")
+    odd, broken = (folder / os.fsdecode(name) for name in (b"caf\xe9.jpg", b"\xe9.jpg"))
+    min(folder.iterdir()).rename(odd)
+    broken.write_bytes(b"no image")
+    images = image_files(folder)
+    problems = dict(write_submission(predictor, images, tmp_path / "s.csv"))
+    assert problems.keys() == {str(odd), str(broken)}
+    assert "rename it" in problems[str(odd)]
+    assert len((tmp_path / "s.csv").read_text(encoding="utf-8").splitlines()) == 1 + 3
+    listed = (tmp_path / "s.unreadable.csv").read_text(encoding="utf-8")
+    assert r"caf\udce9.jpg" in listed and "left out" in capsys.readouterr().err
+
+    assert list(dict(write_masks(predictor, images, tmp_path / "masks"))) == [str(broken)]
+    assert (tmp_path / "masks" / os.fsdecode(b"caf\xe9_mask.png")).is_file()
+    assert r"\udce9.jpg" in (tmp_path / "masks" / "unreadable.csv").read_text(encoding="utf-8")
+
+
+@pytest.mark.skipif(os.name != "posix", reason="needs a limit on names alone")
+@pytest.mark.fault("a name too long for its mask", "listed; the other masks are written")
+def test_a_name_too_long_for_its_mask_is_listed(predictor, data_set, tmp_path):
+    folder = shutil.copytree(data_set / "test", tmp_path / "photos")
+    long = min(folder.iterdir()).rename(folder / f"{'x' * 250}.jpg")
+    for _ in range(2):
+        ((file, problem),) = write_masks(predictor, image_files(folder), tmp_path / "masks")
+        assert file == str(long) and "shorten the image's" in problem
+        assert len(list((tmp_path / "masks").glob("*_mask.png"))) == 3
+
+
 # ---------------------------------------------------------------------- stopped, killed, disturbed
 
 # A process that stops itself with a signal when it has written its N-th note.

@@ -31,7 +31,7 @@ from unetlib.benchmark import compare
 from unetlib.carvana import DataError, check, find_samples, split_by_car
 from unetlib.download import download, write_subset
 from unetlib.export import export_all
-from unetlib.formats import FILES, write_manifest
+from unetlib.formats import FILES, check_manifest, write_manifest
 from unetlib.inference import load_predictor
 from unetlib.learner import start_accelerator
 from unetlib.model import ModelFileError, load_model, save_model
@@ -70,6 +70,8 @@ class Train:
             print(config.profile(), file=sys.stderr)
         else:
             warnings.simplefilter("ignore")
+        output_dir = _folder(self.output_dir, config.models_dir)
+        check_manifest(output_dir)
         train, val = _split(self.data)
         recipe = config.profile().scale(self.settings)
         run = fit(recipe, config.profile().thin(train), val, retrain=self.retrain)
@@ -77,7 +79,7 @@ class Train:
             return None
         if run.history.empty:
             raise TrainingError("Stopped before an epoch was finished: nothing to write yet.")
-        checkpoint = _folder(self.output_dir, config.models_dir) / FILES["pytorch"]
+        checkpoint = output_dir / FILES["pytorch"]
         model, content = load_model(run.checkpoint)
         save_model(checkpoint, model, content["size"], content["threshold"], **content["info"])
         write_manifest(checkpoint.parent, [checkpoint])
@@ -281,8 +283,10 @@ def _show(result: dict) -> None:
 
 def _text(value) -> str:
     if isinstance(value, list):
-        return ", ".join(value) or "none"
-    return f"{value:.4g}" if isinstance(value, float) else str(value)
+        return _text(", ".join(value)) or "none"
+    if isinstance(value, float):
+        return f"{value:.4g}"
+    return str(value).encode(errors="backslashreplace").decode()  # a name need not be UTF-8
 
 
 def main(arguments: list[str] | None = None) -> int:

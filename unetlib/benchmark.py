@@ -21,7 +21,7 @@ from tqdm.auto import tqdm
 
 from unetlib.carvana import DataError, load_mask, rle_encode
 from unetlib.dataset import CarvanaDataset, load_image
-from unetlib.formats import FILES, missing_runtime, read_manifest
+from unetlib.formats import FILES, RUNS, missing_runtime, read_manifest
 from unetlib.inference import (
     BATCH_SIZE,
     Predictor,
@@ -52,8 +52,13 @@ def contenders(
     Raises:
         DataError: no exported model in the folder.
         ModelFileError: a file is damaged or not the exported one.
+        ValueError: an unknown runtime, or a number of threads that is none.
     """
     models_dir = Path(models_dir)
+    runtimes = [runtimes] if isinstance(runtimes, str) else list(runtimes)
+    unknown = [runtime for runtime in runtimes if runtime not in RUNS]
+    if unknown:
+        raise ValueError(f"runtime {unknown[0]!r} is unknown: use {' or '.join(RUNS)}.")
     files = {name: models_dir / file for name, file in FILES.items()}
     files = {name: path for name, path in files.items() if path.is_file()}
     if not files:

@@ -3,6 +3,8 @@
 import copy
 import hashlib
 import math
+import operator
+import os
 import warnings
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -24,6 +26,7 @@ from unetlib.pictures import (
     DataError,
     Problem,
     load_mask,
+    sides,
     upright,
     why_unreadable,
 )
@@ -42,8 +45,8 @@ def load_image(source, size: int | tuple[int, int]) -> np.ndarray:
     grey level off on photos (a quarter of the scale would be up to one level off).
 
     Args:
-        source: a path, a PIL image, or an array ``(H, W)``, ``(H, W, 1)``, ``(H, W, 3)`` or
-            ``(H, W, 4)``: uint8, uint16, boolean, or float in [0, 1].
+        source: a path, an open file, a PIL image, or an array ``(H, W)``, ``(H, W, 1)``,
+            ``(H, W, 3)`` or ``(H, W, 4)``: uint8, uint16, boolean, or float in [0, 1].
         size: side of the square, or ``(height, width)``, in pixels.
 
     Returns:
@@ -51,19 +54,25 @@ def load_image(source, size: int | tuple[int, int]) -> np.ndarray:
 
     Raises:
         DataError: the file or array cannot be read as an image.
+        ValueError: see ``pictures.sides``.
     """
-    height, width = (size, size) if isinstance(size, int) else size
+    height, width = sides(size)
     if isinstance(source, Image.Image):
         return _shrink(_to_grey(source), height, width)
     if isinstance(source, np.ndarray):
         return _shrink(_array_to_grey(source), height, width)
+    is_path = isinstance(source, (str, os.PathLike))
+    if not is_path and not hasattr(source, "read"):
+        kind = type(source).__name__
+        raise DataError(f"A {kind} is no image: give a path, a file, a PIL image or an array.")
     try:
         with Image.open(source) as opened:
             least = max(4 * width, opened.width // 2), max(4 * height, opened.height // 2)
             opened.draft("L", least)
             return _shrink(_to_grey(opened), height, width)
     except UNREADABLE as error:
-        why, remedy = why_unreadable(source, error)
+        unknown = "no picture inside, or damaged", "open another file"
+        why, remedy = why_unreadable(source, error) if is_path else unknown
         problem = Problem(str(source), f"cannot be read as an image ({why})", remedy)
         raise DataError(problem) from None
 
@@ -106,8 +115,9 @@ def load_coverage(path: str | Path, size: int | tuple[int, int]) -> np.ndarray:
 
     Raises:
         DataError: as ``carvana.load_mask``.
+        ValueError: see ``pictures.sides``.
     """
-    height, width = (size, size) if isinstance(size, int) else size
+    height, width = sides(size)
     mask = Image.fromarray(load_mask(path).astype(np.uint8) * 255)
     return _shrink(mask, height, width)
 
@@ -181,7 +191,7 @@ class CarvanaDataset(Dataset):
 
     Raises:
         ValueError: unknown mask kind or augmentation, or a size below 4 or not a multiple of 4.
-        DataError: no rows, a row without a mask, or a file that cannot be read.
+        DataError: no rows, a column missing, a row without a mask, or a file that cannot be read.
     """
 
     def __init__(
@@ -192,21 +202,30 @@ class CarvanaDataset(Dataset):
         augment: Augmentation = "none",
         cache: bool = True,
     ):
-        if size < 4 or size % 4:
-            near = size // 4 * 4 + 4
-            raise ValueError(f"size={size} must be a multiple of 4, for example {near}.")
+        whole = operator.index(size) if hasattr(size, "__index__") else 0
+        if whole < 4 or whole % 4:
+            near = max(4, whole // 4 * 4 + 4)
+            raise ValueError(
+                f"size={size} must be a multiple of 4, a whole number, for example {near}."
+            )
         if mask not in get_args(MaskKind):
             raise ValueError(f"mask={mask!r} is unknown: use 'hard' or 'soft'.")
         if not len(samples):
             raise DataError("The sample table has no rows: nothing to learn from or to check.")
-        if (samples["mask"] == "").any():
-            first = samples.loc[samples["mask"] == "", "image"].iloc[0]
-            raise DataError(f"{first}: has no mask; keep only rows with one (mask != '').")
+        absent = [name for name in ("id", "image", "mask") if name not in samples]
+        if absent:
+            raise DataError(f"The sample table has no column {absent[0]!r}: keep all columns.")
+        without = samples["mask"].isna() | (samples["mask"] == "")  # read_csv makes NaN of ""
+        if without.any():
+            first = samples.loc[without, "image"].iloc[0]
+            raise DataError(
+                f"{first}: has no mask; keep only rows with one (mask neither '' nor NaN)."
+            )
         self.samples = samples.reset_index(drop=True)
-        self.size, self.mask = size, mask
+        self.size, self.mask = whole, mask
         self.augment, self.transform = augment, augmentation(augment)
         self.draws: torch.Tensor | None = None
-        decoded = _cached(self.samples, size) if cache else _decode(self.samples, size)
+        decoded = _cached(self.samples, whole) if cache else _decode(self.samples, whole)
         self.images, self.coverage = decoded[:, 0], decoded[:, 1]
 
     def __len__(self) -> int:

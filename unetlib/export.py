@@ -44,6 +44,7 @@ from unetlib.formats import (
     FILES,
     MANIFEST,
     METADATA_KEY,
+    check_manifest,
     describe,
     legacy_allowed,
     open_model,
@@ -80,9 +81,10 @@ def export_all(
     Raises:
         ModelFileError: the run has no finished epoch; a float format differs by over 1e-4 in
             probability, or int8 loses over 0.01 Dice (its file is removed); or the files cannot be
-            written (older ones stay).
+            written (older ones stay); or the folder's manifest.json is another program's.
     """
     output_dir = Path(output_dir) if output_dir is not None else config.models_dir()
+    check_manifest(output_dir)
     output_dir.mkdir(parents=True, exist_ok=True)
     place = hashlib.sha256(str(output_dir.resolve()).encode()).hexdigest()[:16]
     lock = config.locked(

@@ -57,6 +57,22 @@ def legacy_allowed() -> Iterator[None]:
         yield
 
 
+def check_manifest(folder: Path) -> None:
+    """Refuse a folder whose ``manifest.json`` is another program's: ours would replace it.
+
+    Raises:
+        ModelFileError: there is one, and it names other things than exported files.
+    """
+    try:
+        content = json.loads((folder / MANIFEST).read_bytes())
+    except (FileNotFoundError, ValueError):  # none, or ours and damaged: to be written anew
+        return
+    if not isinstance(content, dict) or content.keys() - {*FILES.values(), sealed.KEY}:
+        raise ModelFileError(
+            f"{folder / MANIFEST}: not written by unetlib, so kept; choose another folder."
+        )
+
+
 def write_manifest(folder: Path, files: Iterable[Path] | None = None) -> None:
     """Note down what was written into a folder, so that each file can be told from any other.
 
@@ -66,7 +82,11 @@ def write_manifest(folder: Path, files: Iterable[Path] | None = None) -> None:
 
     The manifest holds, for each file, its SHA-256, its size in bytes and ``weights``: the SHA-256
     of the ``.pth`` file whose weights it has.
+
+    Raises:
+        ModelFileError: see ``check_manifest``.
     """
+    check_manifest(folder)
     if files is None:
         content = {}
         files = [folder / name for name in FILES.values() if (folder / name).is_file()]
@@ -162,14 +182,20 @@ def open_model(
     Raises:
         ModelFileError: no such file, unreadable, not written by unetlib, not to be trusted, or not
             for that runtime.
+        ValueError: a device that is not there, or a number of threads that is none.
     """
     path = Path(path)
     if not path.is_file():
         raise ModelFileError(
             f"{path}: no such file; export a model first (python -m unetlib export)."
         )
-    is_onnx, is_torchscript = path.suffix == ".onnx", _is_torchscript(path)
-    is_program = path.suffix == ".pt2" or is_torchscript
+    if threads is not None and not (isinstance(threads, (int, np.integer)) and threads > 0):
+        raise ValueError(
+            f"threads={threads!r}: give a whole number above 0, or None for all cores."
+        )
+    suffix = path.suffix.lower()
+    is_onnx, is_torchscript = suffix == ".onnx", _is_torchscript(path)
+    is_program = suffix == ".pt2" or is_torchscript
     fits = {None: True, "openvino": is_onnx, "compile": not (is_onnx or is_program)}
     if not fits.get(runtime, False):
         kinds = ", ".join(f"{name!r} runs {kind}" for name, kind in RUNS.items())
@@ -187,8 +213,8 @@ def open_model(
         _check_manifest(path, is_program)
     if is_onnx:
         return _open_onnx(path, threads, precision, runtime)
-    device = torch.device(device) if device is not None else pick_device()
-    if path.suffix == ".pt2":
+    device = pick_device() if device is None else _usable(device)
+    if suffix == ".pt2":
         model, info = _open_exported(path, device)
     elif is_torchscript:
         model, info = _open_torchscript(path, device)
@@ -210,6 +236,16 @@ def open_model(
             return model(images).float().cpu().numpy()
 
     return logits, info
+
+
+def _usable(device) -> torch.device:
+    try:
+        torch.zeros(1, device=device).cpu()
+        return torch.device(device)
+    except (RuntimeError, AssertionError, TypeError):  # one for each way not to be there
+        raise ValueError(
+            f"device={device!r} cannot be used here; give 'cpu', or None for the best there is."
+        ) from None
 
 
 @contextmanager

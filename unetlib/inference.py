@@ -1,20 +1,24 @@
 """Files, images -> masks and their run lengths: one predictor over all formats."""
 
-from collections.abc import Iterator
+import errno
+from collections.abc import Iterable, Iterator
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import torch
 from PIL import Image
+from PIL.PngImagePlugin import PngInfo
 
 from unetlib import pictures
-from unetlib.carvana import rle_encode
+from unetlib.carvana import IMAGE_SUFFIXES, DataError, rle_encode
 from unetlib.dataset import load_image, to_tensor
 from unetlib.formats import LogitsFunction, Runtime, open_model
 
 BATCH_SIZE = 16
-STRIDE = 16  # sides of a picture cut into tiles are filled up to multiples of this
+MASK_SIGN = "tEXtSoftware\0unetlib"  # near the start of a file that save_mask wrote
+STRIDE = 16  # sides of a picture cut into tiles are filled up to multiples of this, where it fits
 
 
 class Predictor:
@@ -58,14 +62,14 @@ class Predictor:
         is not a staircase.
 
         Args:
-            image_or_images: a path, PIL image or array (see ``dataset.load_image``), or a list or
-                table column of them.
+            image_or_images: a path, PIL image or array (see ``dataset.load_image``), or a list,
+                iterator or table column of them.
             size: of the result: ``original`` (the image's own), ``model`` (as the model gives it,
-                nothing enlarged), or ``(height, width)`` in pixels.
+                nothing enlarged), or ``(height, width)`` in pixels, or a square's side.
             flip: predict the mirrored picture too and take the mean (test-time augmentation).
             tile: instead of shrinking the picture, feed it at its own scale in windows of this many
-                pixels, a multiple of 16, which overlap by half; only for models trained at that
-                scale.
+                pixels, a multiple of 16 (of more for networks of over five levels), which overlap
+                by half; only for models trained at that scale.
 
         Returns:
             float32 ``(H, W)`` in [0, 1]; for a list, a list of them.
@@ -74,11 +78,14 @@ class Predictor:
             DataError: an image cannot be read.
             ValueError: a size or tile that makes no sense.
         """
-        if tile is not None and (tile < STRIDE or tile % STRIDE):
-            raise ValueError(f"tile={tile} must be a multiple of {STRIDE}, for example 512.")
+        if tile is not None and (tile < self._step or tile % self._step):
+            near = -(-512 // self._step) * self._step
+            raise ValueError(f"tile={tile} must be a multiple of {self._step}, for example {near}.")
         if isinstance(size, str) and size not in ("original", "model"):
             raise ValueError(f"size={size!r}: give 'original', 'model' or (height, width).")
-        if isinstance(image_or_images, (list, tuple, pd.Series)):
+        if not isinstance(size, str):
+            size = pictures.sides(size)
+        if _are_several(image_or_images):
             return list(self._predict(list(image_or_images), size, flip, tile))
         return next(self._predict([image_or_images], size, flip, tile))
 
@@ -138,6 +145,15 @@ class Predictor:
                 else:
                     yield enlarge(one, target)
 
+    @cached_property
+    def _step(self) -> int:
+        """What the sides of windows must be multiples of."""
+        try:
+            self.logits(np.zeros((1, 1, 3 * STRIDE, 3 * STRIDE), np.float32))
+            return STRIDE
+        except Exception:  # a deeper network; each runtime says so in its own way
+            return self.size & -self.size  # the power of 2 in it, which is the network's or more
+
     def _predict_tiles(self, grey: np.ndarray, tile: int, flip: bool) -> np.ndarray:
         """Probabilities of a whole picture from overlapping windows.
 
@@ -145,7 +161,7 @@ class Predictor:
         the network sees too little of the surroundings.
         """
         height, width = grey.shape
-        padded = np.pad(grey, ((0, -height % STRIDE), (0, -width % STRIDE)), mode="edge")
+        padded = np.pad(grey, ((0, -height % self._step), (0, -width % self._step)), mode="edge")
         rows, columns = (min(tile, side) for side in padded.shape)
         weight = np.minimum.outer(_ramp(rows), _ramp(columns))
         total, weights = np.zeros(padded.shape, np.float32), np.zeros(padded.shape, np.float32)
@@ -164,6 +180,14 @@ class Predictor:
         return (total / weights)[:height, :width]
 
 
+def _are_several(images) -> bool:
+    """Whether these are images and not one; a set is neither, because it has no order."""
+    if isinstance(images, np.ndarray):
+        return images.dtype.kind in "OU"  # paths
+    listed = (list, tuple, Iterator, pd.Series, pd.Index, pd.api.extensions.ExtensionArray)
+    return isinstance(images, listed) and not hasattr(images, "read")  # an open file has lines
+
+
 def _ramp(length: int) -> np.ndarray:
     """1, 2, 3 ... 3, 2, 1: the distance to the nearer end."""
     return np.minimum(np.arange(length), np.arange(length)[::-1]).astype(np.float32) + 1
@@ -172,6 +196,52 @@ def _ramp(length: int) -> np.ndarray:
 def _starts(length: int, window: int) -> list[int]:
     """Where windows begin that cover a length and overlap by half; the last ends with it."""
     return [*range(0, length - window, max(STRIDE, window // 2)), length - window]
+
+
+def paths_of(paths: str | Path | Iterable[str | Path]) -> list[Path]:
+    """One path, or several."""
+    return [Path(path) for path in ([paths] if isinstance(paths, (str, Path)) else paths)]
+
+
+def image_files(paths: str | Path | Iterable[str | Path]) -> list[Path]:
+    """All image files among paths and directly inside folders, sorted within each folder.
+
+    Raises:
+        DataError: a path does not exist, or there is no image at all.
+    """
+    found = []
+    for path in paths_of(paths):
+        if path.is_dir():
+            found += [
+                file
+                for file in sorted(path.iterdir())
+                if file.suffix.lower() in IMAGE_SUFFIXES
+                and file.is_file()
+                and not file.name.startswith(".")
+            ]
+        elif path.is_file():
+            found.append(path)
+        else:
+            raise DataError(f"{path}: no such file or folder; check the path.")
+    if not found:
+        raise DataError("No image found: give files or folders with .jpg, .jpeg or .png files.")
+    return found
+
+
+def save_mask(mask: np.ndarray, path: str | Path) -> None:
+    """Write a boolean mask ``(H, W)`` as a PNG file, 0/255, signed with ``MASK_SIGN``.
+
+    Raises:
+        DataError: the file system takes no such name.
+    """
+    signature = PngInfo()
+    signature.add_text("Software", "unetlib")
+    try:
+        Image.fromarray(mask).save(path, "PNG", pnginfo=signature)
+    except OSError as error:
+        if error.errno not in (errno.ENAMETOOLONG, errno.EILSEQ):
+            raise
+        raise DataError(f"{path}: no file can have such a name; shorten the image's.") from None
 
 
 def upright_size(image) -> tuple[int, int]:
@@ -257,6 +327,7 @@ def load_predictor(
 
     Raises:
         ModelFileError: no such file, unreadable, not written by unetlib, or not to be trusted.
+        ValueError: a device that is not there, or a number of threads that is none.
     """
     logits, info = open_model(path, device, threads, precision, trust, runtime)
     return Predictor(logits, info, path, precision, trust, runtime)

@@ -1,5 +1,6 @@
 """Picture files and run-length codes -> arrays, and in plain words why not."""
 
+import operator
 import struct
 import warnings
 import zlib
@@ -90,6 +91,21 @@ def upright_size(image: Image.Image) -> tuple[int, int]:
     """(width, height) of an image as it is seen: EXIF orientations 5 to 8 lie on their side."""
     turned = image.getexif().get(ORIENTATION, 1) in range(5, 9)
     return image.size[::-1] if turned else image.size
+
+
+def sides(size: int | tuple[int, int]) -> tuple[int, int]:
+    """``(height, width)`` of a size: of a square's side, or of both, in pixels.
+
+    Raises:
+        ValueError: not one or two whole numbers above 0.
+    """
+    try:
+        height, width = map(operator.index, size if np.ndim(size) else (size, size))
+    except (TypeError, ValueError):
+        height = width = 0
+    if min(height, width) < 1:
+        raise ValueError(f"size={size!r}: give one or two whole numbers above 0, as (320, 480).")
+    return height, width
 
 
 def load_mask(path: str | Path) -> np.ndarray:

@@ -23,46 +23,34 @@ from typing import TextIO
 import numpy as np
 from accelerate import Accelerator
 from accelerate.utils import broadcast_object_list
-from PIL import Image
 from tqdm.auto import tqdm
 
 from unetlib.carvana import IMAGE_SUFFIXES, DataError
 from unetlib.config import whole_file
 from unetlib.dataset import load_image
 from unetlib.formats import file_hash
-from unetlib.inference import BATCH_SIZE, Predictor, enlarge, rle_of_map, upright_size
+from unetlib.inference import (
+    BATCH_SIZE,
+    MASK_SIGN,
+    Predictor,
+    enlarge,
+    image_files,
+    paths_of,
+    rle_of_map,
+    save_mask,
+    upright_size,
+)
 from unetlib.pictures import UNREADABLE
 
+__all__ = ["image_files", "write_masks", "write_submission"]
+
 AHEAD = 3 * BATCH_SIZE  # images decoded before the network asks for them
+# What a data set keeps its truth in; the csv files look like a submission.
+TRUTH = ("train_masks", "train_masks.csv", "metadata.csv", "sample_submission.csv")
+HEADER, UNREADABLE_HEADER = "img,rle_mask\n", "file,problem\n"
 
 # Makes of an image's path, probability map and size (width, height) what its line will say.
 Finish = Callable[[Path, np.ndarray, tuple[int, int]], str]
-
-
-def image_files(paths: Iterable[str | Path]) -> list[Path]:
-    """All image files among paths and directly inside folders, sorted within each folder.
-
-    Raises:
-        DataError: a path does not exist, or there is no image at all.
-    """
-    found = []
-    for path in map(Path, paths):
-        if path.is_dir():
-            inside = sorted(path.iterdir())
-            found += [
-                file
-                for file in inside
-                if file.suffix.lower() in IMAGE_SUFFIXES
-                and file.is_file()
-                and not file.name.startswith(".")
-            ]
-        elif path.is_file():
-            found.append(path)
-        else:
-            raise DataError(f"{path}: no such file or folder; check the path.")
-    if not found:
-        raise DataError("No image found: give files or folders with .jpg, .jpeg or .png files.")
-    return found
 
 
 def write_masks(
@@ -75,11 +63,12 @@ def write_masks(
 ) -> list[tuple[str, str]]:
     """Write each image's mask as ``<stem>_mask.png`` (0/255, original size).
 
-    Arguments, result and errors as for ``write_submission``; what cannot be read is listed in
-    ``unreadable.csv`` among the masks.
+    Arguments, result and errors as for ``write_submission``; what cannot be done is listed in
+    ``unreadable.csv`` among the masks. Only masks written here are written anew.
     """
-    folder, images = Path(folder), [Path(image) for image in images]
-    folder.mkdir(parents=True, exist_ok=True)
+    folder, images = Path(folder), paths_of(images)
+    if folder.is_file() or (folder.suffix.lower() in IMAGE_SUFFIXES and not folder.is_dir()):
+        raise DataError(f"{folder}: give --output a folder, or a file whose name ends in .csv.")
     here = [image for image in images if image.resolve().parent == folder.resolve()]
     if here:
         raise DataError(
@@ -90,15 +79,17 @@ def write_masks(
         return folder / f"{image.stem}_mask.png"
 
     def finish(image: Path, probability: np.ndarray, size: tuple[int, int]) -> str:
-        mask = enlarge(probability, size) > predictor.threshold
         unfinished = folder / ".parts" / mask_file(image).name
-        Image.fromarray(mask).save(unfinished)
+        save_mask(enlarge(probability, size) > predictor.threshold, unfinished)
         os.replace(unfinished, mask_file(image))
         return ""
 
     job = _Job(predictor, images, folder / ".parts", "stem", flip, accelerator)
+    unreadable = folder / "unreadable.csv"
+    masks = dict.fromkeys(map(mask_file, images), MASK_SIGN)
+    _check_output(folder, {unreadable: UNREADABLE_HEADER, **masks})
     job.work(finish, lambda image: mask_file(image).is_file())
-    return job.close(folder / "unreadable.csv")
+    return job.close(unreadable)
 
 
 def write_submission(
@@ -112,8 +103,8 @@ def write_submission(
     """Write Kaggle's submission file, columns ``img,rle_mask``, a line per image in order.
 
     The file appears whole or not at all. A run that was stopped or killed goes on after the last
-    images that it finished. An image that cannot be read gets no line; it is reported, and listed
-    in ``<stem>.unreadable.csv`` beside the output.
+    images that it finished. An image that cannot be read, or whose name cannot be written, gets no
+    line; it is reported, and listed in ``<stem>.unreadable.csv`` beside the output.
 
     Args:
         flip: predict the mirrored picture too and take the mean.
@@ -121,27 +112,34 @@ def write_submission(
             images, on one computer or on several with one file system.
 
     Returns:
-        ``(file, problem)`` of each image that cannot be read.
+        ``(file, problem)`` of each image that was left out.
 
     Raises:
-        DataError: two images of one name, or none that can be read.
+        DataError: two images of one name, or none that can be read; or the output would replace
+            something that unetlib did not write, or a data set's own masks.
     """
     path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
+    unreadable = path.with_name(f"{path.stem}.unreadable.csv")
 
     def finish(image: Path, probability: np.ndarray, size: tuple[int, int]) -> str:
+        try:
+            image.name.encode()
+        except UnicodeEncodeError:
+            raise DataError(f"{image}: the csv file takes UTF-8 names only; rename it.") from None
         return rle_of_map(probability, size, predictor.threshold)
 
     def merge(lines: Iterator[tuple[Path, str]]) -> None:
         with whole_file(path) as part, open(part, "w", newline="", encoding="utf-8") as file:
-            writer = csv.writer(file, lineterminator="\n")
-            writer.writerow(["img", "rle_mask"])
-            writer.writerows((image.name, rle) for image, rle in lines)
+            file.write(HEADER)
+            csv.writer(file, lineterminator="\n").writerows(
+                (image.name, rle) for image, rle in lines
+            )
 
     notes = path.with_name(f".{path.name}.parts")
-    job = _Job(predictor, map(Path, images), notes, "name", flip, accelerator)
+    job = _Job(predictor, paths_of(images), notes, "name", flip, accelerator)
+    _check_output(path, {path: HEADER, unreadable: UNREADABLE_HEADER})
     job.work(finish)
-    return job.close(path.with_name(f"{path.stem}.unreadable.csv"), merge)
+    return job.close(unreadable, merge)
 
 
 class _Job:
@@ -152,8 +150,10 @@ class _Job:
     threshold or way of writing are thrown away.
     """
 
-    def __init__(self, predictor, images, folder: Path, named_by: str, flip: bool, accelerator):
-        self.predictor, self.images, self.flip = predictor, list(images), flip
+    def __init__(
+        self, predictor, images: list[Path], folder: Path, named_by: str, flip: bool, accelerator
+    ):
+        self.predictor, self.images, self.flip = predictor, images, flip
         self.accelerator = accelerator
         self.rank = accelerator.process_index if accelerator else 0
         self.processes = accelerator.num_processes if accelerator else 1
@@ -213,16 +213,15 @@ class _Job:
                 if good:
                     maps = self._predict(np.stack([one[1] for one in good]))
                 # The masks of the batch before were written while the network computed this one.
-                for index, text in written:
-                    _note(notes, self.keys[index], text.result(), None)
+                for index, result in written:
+                    _note(notes, self.keys[index], *result.result())
                 for index, grey, problem in batch:
                     if grey is None:
-                        tqdm.write(f"left out: {problem}", file=sys.stderr)
                         _note(notes, self.keys[index], None, problem)
                 notes.flush()
                 bar.update(len(written) + len(batch) - len(good))
                 written = [
-                    (index, pool.submit(finish, self.images[index], one, size))
+                    (index, pool.submit(_or_problem, finish, self.images[index], one, size))
                     for (index, _, size), one in zip(good, maps, strict=True)
                 ]
 
@@ -257,9 +256,11 @@ class _Job:
         if problems:
             with (
                 whole_file(unreadable) as part,
-                open(part, "w", newline="", encoding="utf-8") as file,
+                # A byte of a name that is not UTF-8 is listed as \udcXX.
+                open(part, "w", newline="", encoding="utf-8", errors="backslashreplace") as file,
             ):
-                csv.writer(file, lineterminator="\n").writerows([("file", "problem"), *problems])
+                file.write(UNREADABLE_HEADER)
+                csv.writer(file, lineterminator="\n").writerows(problems)
         else:
             unreadable.unlink(missing_ok=True)
         shutil.rmtree(self.folder)
@@ -313,6 +314,23 @@ class _Job:
         return found
 
 
+def _check_output(output: Path, signs: dict[Path, str]) -> None:
+    """Refuse to replace what a data set calls its own, or what does not begin like ours."""
+    foreign = [path for path, sign in signs.items() if not _replaceable(path, sign)]
+    if output.resolve().name.lower() in TRUTH:
+        raise DataError(f"{output}: named as a data set's own masks; choose another --output.")
+    if foreign:
+        raise DataError(f"{foreign[0]}: not written by unetlib, so kept; choose another --output.")
+
+
+def _replaceable(path: Path, sign: str) -> bool:
+    if not os.path.isfile(path):
+        return not os.path.isdir(path)
+    with open(path, "rb") as file:
+        start = file.read(128).strip(b"\0")  # power that failed leaves nothing, or zeros
+    return not start or sign.encode() in start
+
+
 def _key(image: Path) -> str:
     """An image's path, time and size: another picture under the same name is another picture."""
     try:
@@ -322,7 +340,18 @@ def _key(image: Path) -> str:
     return f"{image} {status.st_mtime_ns} {status.st_size}"
 
 
+def _or_problem(finish: Finish, *arguments) -> tuple[str | None, str | None]:
+    """(text, None) of an image, or (None, problem)."""
+    try:
+        return finish(*arguments), None
+    except DataError as error:
+        return None, str(error)
+
+
 def _note(notes: TextIO, key: str, text: str | None, problem: str | None) -> None:
+    if problem is not None:
+        shown = problem.encode(errors="backslashreplace").decode()  # a name need not be UTF-8
+        tqdm.write(f"left out: {shown}", file=sys.stderr)
     entry = json.dumps([key, text, problem])
     notes.write(f"{zlib.crc32(entry.encode()):08x} {entry}\n")
 
