@@ -238,9 +238,19 @@ def test_clean_runs_removes_a_run_of_which_one_file_is_left(name):
 )
 @pytest.mark.parametrize(
     "keep",
-    [-1, -10, True, False, np.True_, np.int64(-1), 1.5, None, "", ["a name"], {"a": "name"}],
-    ids=["-1", "-10", "True", "False", "NumPy's True", "NumPy's -1", "1.5", "None", "text"]
-    + ["a list of names", "a dict of names"],
+    [
+        -1,
+        -10,
+        True,
+        False,
+        1.5,
+        None,
+        pytest.param(np.True_, id="NumPy's True"),
+        pytest.param(np.int64(-1), id="NumPy's -1"),
+        pytest.param("", id="text"),
+        pytest.param(["a name"], id="a list of names"),
+        pytest.param({"a": "name"}, id="a dict of names"),
+    ],
 )
 def test_clean_runs_refuses_what_cannot_be_kept(two_runs, keep):
     with pytest.raises(RunError, match="give the runs, or how many of them, 0 or more"):
