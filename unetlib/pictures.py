@@ -123,6 +123,21 @@ def load_mask(path: str | Path) -> np.ndarray:
     return grey == (values[-1] or 255)
 
 
+def to_binary(mask: np.ndarray) -> np.ndarray:
+    """A mask as booleans; of whole numbers (0 and 1, 0 and 255) any but 0 is car.
+
+    Raises:
+        DataError: numbers with a fraction, as probabilities have, or nan.
+    """
+    mask = np.asarray(mask)
+    if mask.dtype.kind not in "bui" and not ((mask == 0) | (mask == 1)).all():
+        raise DataError(
+            "A mask says of each pixel whether it is car, 0 or 1, but this one has values between "
+            "or beyond: threshold it first, probabilities > 0.5."
+        )
+    return mask.astype(bool, copy=False)
+
+
 def rle_encode(mask: np.ndarray) -> str:
     """Write a mask as Carvana's run-length code.
 
@@ -131,8 +146,11 @@ def rle_encode(mask: np.ndarray) -> str:
 
     Args:
         mask: ``(H, W)``, boolean or 0/1.
+
+    Raises:
+        DataError: as ``to_binary``.
     """
-    flat = np.concatenate([[False], np.asarray(mask, bool).ravel(), [False]])
+    flat = np.concatenate([[False], to_binary(mask).ravel(), [False]])
     edges = np.flatnonzero(flat[1:] != flat[:-1]) + 1
     edges[1::2] -= edges[::2]
     return " ".join(map(str, edges))
