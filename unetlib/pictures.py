@@ -96,7 +96,7 @@ def _eight_bits(image: Image.Image) -> np.ndarray:
     """Greys of more than 8 bits: as floats white is 1, as whole numbers 65535 (or at most 255)."""
     greys = np.asarray(image)
     least, most = greys.min(initial=0), greys.max(initial=0)
-    if image.mode == "F" and 0 <= least and most <= 1:
+    if image.mode == "F" and least >= 0 and most <= 1:
         return (greys * 255 + 0.5).astype(np.uint8)
     if image.mode == "F" or least < 0 or most > 65_535:
         problem = f"greys from {least:.3g} to {most:.3g} do not tell which one is white"
