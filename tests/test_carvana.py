@@ -278,6 +278,23 @@ def test_any_value_but_0_is_car():
     assert rle_encode(np.array([[0, 255, 7, 0]])) == "2 2"
 
 
+@pytest.mark.fault(
+    "run-length code of probabilities", "refused: not every pixel above 0 is car; the remedy"
+)
+@pytest.mark.parametrize(
+    "values",
+    [[0.0, 0.2, 0.9], [0.0, np.nan, 1.0], [0.0, 255.0, 1.0], ["0", "1", "1"]],
+    ids=["probabilities", "nan", "floats up to 255", "texts"],
+)
+def test_values_between_0_and_1_are_not_encoded(values):
+    with pytest.raises(DataError, match="threshold it first"):
+        rle_encode(np.array([values]))
+
+
+def test_floats_of_0_and_1_are_encoded():
+    assert rle_encode(np.array([[0.0, 1.0, 1.0]])) == "2 2"
+
+
 @given(masks)
 def test_encoding_agrees_with_the_pixel_by_pixel_version(mask):
     assert rle_encode(mask) == encode_pixel_by_pixel(mask)

@@ -99,6 +99,40 @@ def test_16_bit_greys_keep_their_range(tmp_path):
     np.testing.assert_allclose(load_image(deep, 2), QUADRANTS, atol=1)
 
 
+@pytest.mark.fault("picture of 32-bit greys (float TIFF, mode I)", "read as what it shows")
+@pytest.mark.parametrize(
+    ("dtype", "white"),
+    [(np.float32, 1), (np.int32, 255), (np.int32, 65535)],
+    ids=["floats up to 1", "whole numbers up to 255", "whole numbers up to 65535"],
+)
+def test_32_bit_greys_keep_their_range(tmp_path, dtype, white):
+    image = Image.fromarray((quadrants() * (white / 255)).astype(dtype))
+    image.save(tmp_path / "deep.tif")
+    np.testing.assert_allclose(load_image(tmp_path / "deep.tif", 2), QUADRANTS, atol=1)
+    np.testing.assert_allclose(load_image(image, 2), QUADRANTS, atol=1)
+
+
+@pytest.mark.fault(
+    "picture of 32-bit greys that do not tell which one is white",
+    "refused: names the greys and the remedy",
+)
+@pytest.mark.parametrize(
+    ("dtype", "grey"),
+    [(np.float32, 200), (np.float32, -0.5), (np.float32, np.nan), (np.int32, -1), (np.int32, 1e6)],
+    ids=["float above 1", "float below 0", "nan", "negative", "above 65535"],
+)
+def test_greys_of_unknown_range_are_refused(tmp_path, dtype, grey):
+    greys = quadrants().astype(dtype) * dtype(0)
+    greys[0, 0] = grey
+    image, path = Image.fromarray(greys), tmp_path / "deep.tif"
+    image.save(path)
+    message = "do not tell which one is white.*; save it with 8 bits a channel"
+    with pytest.raises(DataError, match=rf"deep\.tif: cannot be read as an image .*{message}"):
+        load_image(path, 2)
+    with pytest.raises(DataError, match=f"an image of mode [FI]: .*{message}"):
+        load_image(image, 2)
+
+
 @pytest.mark.fault("EXIF-rotated picture for the model", "read upright")
 @pytest.mark.parametrize("orientation", range(1, 9))
 def test_a_camera_held_sideways_gives_an_upright_image(tmp_path, orientation):

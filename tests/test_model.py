@@ -1,8 +1,10 @@
 import os
 import pickle
 import platform
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
@@ -152,6 +154,16 @@ def test_making_a_network_leaves_the_global_random_state_alone():
     assert torch.equal(torch.get_rng_state(), before)
 
 
+def test_threads_that_make_networks_at_once_get_the_weights_of_their_seeds():
+    seeds = list(range(8))
+    alone = [UNet(widths=(4, 8, 16), seed=seed) for seed in seeds]
+    before = torch.get_rng_state()
+    with ThreadPoolExecutor(4) as pool:
+        together = list(pool.map(lambda seed: UNet(widths=(4, 8, 16), seed=seed), seeds))
+    assert all(map(equal_weights, alone, together))
+    assert torch.equal(torch.get_rng_state(), before)
+
+
 def test_initial_weights_have_hes_spread():
     model = UNet()
     convolution = model.encoders[2].layers[3]  # 256 channels in
@@ -200,6 +212,88 @@ def test_a_failed_save_leaves_the_old_file(tmp_path):
         save_atomically({"cannot be stored": lambda: None}, path)
     assert path.read_bytes() == before
     assert [file.name for file in tmp_path.iterdir()] == ["model.pth"]
+
+
+def test_numbers_of_numpy_are_saved_as_plain_ones(tmp_path):
+    model = UNet(out_channels=np.int64(1), widths=np.array([4, 8]), batch_norm=np.True_)
+    scores = [np.float32(0.5), {"car": np.int64(7)}, (np.str_("a"),)]
+    save_model(
+        tmp_path / "model.pth",
+        model,
+        np.int64(64),
+        threshold=np.float64(0.45),
+        val_dice=np.float64(0.9),
+        scores=scores,
+    )
+    loaded, content = load_model(tmp_path / "model.pth")
+    assert equal_weights(model, loaded) and loaded.architecture == UNet(widths=(4, 8)).architecture
+    assert (content["size"], content["threshold"]) == (64, 0.45)
+    assert content["info"] == {"val_dice": 0.9, "scores": [0.5, {"car": 7}, ("a",)]}
+
+
+@pytest.mark.fault(
+    "a value that could not be loaded again is saved with a model",
+    "refused, named, before anything is written",
+)
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        pytest.param("folder", Path("/"), id="a path"),
+        pytest.param("note", {"deep": [np.zeros(3)]}, id="an array deep inside"),
+        pytest.param("note", lambda: None, id="code"),
+        pytest.param("threshold", np.datetime64("2026-01-01"), id="a date"),
+    ],
+)
+def test_what_would_not_load_is_not_saved(tmp_path, name, value):
+    path = tmp_path / "model.pth"
+    save_model(path, trained_a_little(), 64)
+    before = path.read_bytes()
+    with pytest.raises(ModelFileError, match=rf"model\.pth: not written, {name} is no plain value"):
+        save_model(path, trained_a_little(), 64, **{name: value})
+    assert path.read_bytes() == before
+
+
+def test_a_compiled_model_is_saved_as_the_plain_one(tmp_path):
+    model = trained_a_little()
+    save_model(tmp_path / "model.pth", torch.compile(model), 64)
+    assert equal_weights(model, load_model(tmp_path / "model.pth")[0])
+
+
+def test_a_model_with_the_batch_normalisation_of_several_gpus_is_saved(tmp_path):
+    model = nn.SyncBatchNorm.convert_sync_batchnorm(trained_a_little())
+    save_model(tmp_path / "model.pth", model, 64)
+    assert equal_weights(model, load_model(tmp_path / "model.pth")[0])
+
+
+class OtherUNet(UNet):
+    """A tinkerer's network."""
+
+
+def another_activation():
+    model = trained_a_little()
+    model.encoders[0].layers[2] = nn.GELU()
+    return model
+
+
+def one_more_weight():
+    model = trained_a_little()
+    model.factor = nn.Parameter(torch.ones(1))
+    return model
+
+
+@pytest.mark.fault(
+    "a U-Net that was changed in its layers is saved as one that was not",
+    "refused: it would load as another network",
+)
+@pytest.mark.parametrize(
+    "make",
+    [another_activation, one_more_weight, OtherUNet, lambda: nn.Conv2d(1, 1, 1)],
+    ids=["another activation", "one more weight", "a class of its own", "no U-Net"],
+)
+def test_a_changed_network_is_not_saved_as_a_plain_one(tmp_path, make):
+    with pytest.raises(ModelFileError, match=r"not what UNet\(\.\.\.\) built.*state_dict"):
+        save_model(tmp_path / "model.pth", make(), 64)
+    assert list(tmp_path.iterdir()) == []
 
 
 class Payload:

@@ -8,6 +8,7 @@ from nbclient import NotebookClient
 from nbformat.v4 import new_code_cell, new_notebook
 
 from unetlib import plots
+from unetlib.pictures import DataError
 from unetlib.recipe import Recipe
 from unetlib.training import fit
 
@@ -60,6 +61,15 @@ def test_overlay_colours_the_mask_and_nothing_else():
 def test_overlay_takes_an_empty_and_a_full_mask(fill, recwarn):
     plots.overlay(GREY[0], np.full((20, 30), fill)).canvas.draw()
     assert not recwarn.list
+
+
+@pytest.mark.fault(
+    "probabilities are laid over an image instead of a mask", "refused; nothing is drawn"
+)
+@pytest.mark.parametrize("value", [0.1, np.nan, 255.0])
+def test_overlay_refuses_what_is_no_mask(value):
+    with pytest.raises(DataError, match="threshold it first"):
+        plots.overlay(GREY[0], np.full((20, 30), value))
 
 
 def test_overlay_draws_where_it_is_told():
@@ -137,6 +147,20 @@ def test_plot_runs_draws_dice_by_epoch_and_by_time(two_runs):
 def test_plot_runs_names_runs_by_what_differs(two_runs):
     assert sorted(legend(plots.plot_runs(two_runs).axes[1])) == ["lr 0.001", "lr 0.01"]
     assert legend(plots.plot_runs(two_runs[:1]).axes[1]) == [two_runs[0].folder.name]
+
+
+@pytest.mark.fault(
+    "runs that differ only in epochs, or one and its copy, are drawn with others",
+    "each is drawn, under a label of its own",
+)
+def test_plot_runs_draws_each_run_under_its_own_label(two_runs, tmp_path):
+    recipe = replace(two_runs[0].recipe, epochs=2)
+    shorter = replace(two_runs[0], folder=tmp_path / "shorter", recipe=recipe)
+    by_time = plots.plot_runs([*two_runs, shorter]).axes[1]
+    first = two_runs[0].folder.name
+    assert legend(by_time) == [f"lr 0.01 ({first})", "lr 0.001", "lr 0.01 (shorter)"]
+    copy = replace(two_runs[0], folder=tmp_path / "copy")
+    assert legend(plots.plot_runs([two_runs[0], copy]).axes[1]) == [first, "copy"]
 
 
 def test_plot_lr_find_marks_the_steepest_rate():

@@ -6,7 +6,9 @@ import numpy as np
 import pytest
 
 from unetlib.config import PROFILES
-from unetlib.recipe import Recipe
+from unetlib.export import export_onnx, export_program
+from unetlib.recipe import LARGEST_SEED, Recipe
+from unetlib.training import fit
 
 RECIPE = Recipe(widths=(4, 8), size=32)
 
@@ -50,11 +52,38 @@ def test_the_default_is_the_baseline_recipe():
         ({"half_size_epochs": 11}, "half_size_epochs=11 must be between 0 and epochs=10"),
         ({"half_size_epochs": -1}, "half_size_epochs=-1 must be between 0 and epochs=10"),
         ({"half_size_epochs": 1, "size": 124}, "half of size=124 must be a multiple of 4"),
+        (
+            {"size": 32, "widths": (4,) * 6},
+            "size=32 leaves one pixel .* at least 64, or give fewer",
+        ),
+        (
+            {"size": 64, "widths": (4,) * 6, "half_size_epochs": 1},
+            "half of size=64 leaves one pixel below 6 widths: it must be at least 64",
+        ),
+        ({"seed": 10**19}, "seed=10000000000000000000 must be between 0 and 10"),
+        ({"seed": -1}, "seed=-1 must be between 0 and 10"),
+        ({"batch_norm": "no"}, "batch_norm='no': give True or False"),
+        ({"skips": 0}, "skips=0: give True or False"),
+        ({"compile": None}, "compile=None: give True or False"),
     ],
 )
 def test_a_setting_that_cannot_be_is_refused_at_once(settings, message):
     with pytest.raises(ValueError, match=message):
         Recipe(**settings)
+
+
+@pytest.mark.fault(
+    "image size and depth of the net leave one pixel on the lowest level, and a batch one image",
+    "the recipe is refused; the smallest size that it takes trains and is exported",
+)
+def test_the_smallest_size_of_a_deep_net_trains_and_is_exported(tables, tmp_path):
+    with pytest.raises(ValueError, match="must be at least 16"):
+        Recipe(widths=(2,) * 4, size=8)
+    recipe = Recipe(widths=(2,) * 4, size=16, epochs=1, batch_size=1, seed=LARGEST_SEED)
+    run = fit(recipe, *tables)
+    model, size, threshold = run.model(), recipe.size, 0.5
+    export_program(model, tmp_path / "model.pt2", size, threshold)
+    export_onnx(model, tmp_path / "model.onnx", size, threshold)
 
 
 def test_a_recipe_cannot_be_changed_only_replaced():

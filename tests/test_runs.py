@@ -1,6 +1,7 @@
 import shutil
 from dataclasses import replace
 
+import numpy as np
 import pandas as pd
 import pytest
 
@@ -199,3 +200,72 @@ def test_clean_runs_leaves_a_run_that_is_being_trained(two_runs):
     with run_lock(two_runs[0].folder):
         assert clean_runs(keep=0) == [two_runs[1].folder.name]
     assert two_runs[0].folder.exists()
+
+
+@pytest.mark.fault(
+    "a folder of another program among the runs, or a link to a run kept elsewhere",
+    "stays as it is when runs are deleted",
+)
+def test_clean_runs_leaves_what_is_no_run_and_links(two_runs, tmp_path):
+    runs = config.runs_dir()
+    (runs / "Nov23_tensorboard").mkdir()
+    (runs / "Nov23_tensorboard" / "events.out.tfevents").write_text("curves")
+    (runs / "0_empty").mkdir()
+    elsewhere = tmp_path / "elsewhere"
+    shutil.copytree(two_runs[0].folder, elsewhere)
+    files = sorted(elsewhere.iterdir())
+    (runs / "0_link").symlink_to(elsewhere)
+    assert sorted(clean_runs(keep=0)) == sorted(run.folder.name for run in two_runs)
+    assert (runs / "Nov23_tensorboard" / "events.out.tfevents").read_text() == "curves"
+    assert (runs / "0_empty").is_dir() and (runs / "0_link").is_symlink()
+    assert sorted(elsewhere.iterdir()) == files
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["recipe.json", "run.json", "last.pth", "next.pth", "best.pth", "next.0123456789ab.part.pth"],
+)
+def test_clean_runs_removes_a_run_of_which_one_file_is_left(name):
+    folder = config.runs_dir() / "remains"
+    folder.mkdir()
+    (folder / name).write_bytes(b"")
+    assert clean_runs() == ["remains"]
+
+
+@pytest.mark.fault(
+    "clean_runs is told to keep what is neither a number from 0 up nor runs",
+    "one sentence; nothing is deleted",
+)
+@pytest.mark.parametrize(
+    "keep",
+    [
+        -1,
+        -10,
+        True,
+        False,
+        1.5,
+        None,
+        pytest.param(np.True_, id="NumPy's True"),
+        pytest.param(np.int64(-1), id="NumPy's -1"),
+        pytest.param("", id="text"),
+        pytest.param(["a name"], id="a list of names"),
+        pytest.param({"a": "name"}, id="a dict of names"),
+    ],
+)
+def test_clean_runs_refuses_what_cannot_be_kept(two_runs, keep):
+    with pytest.raises(RunError, match="give the runs, or how many of them, 0 or more"):
+        clean_runs(keep=keep)
+    assert len(find_runs()) == 2
+
+
+def test_clean_runs_takes_numbers_of_numpy_and_runs_by_name(two_runs):
+    assert clean_runs(keep=np.uint8(2)) == clean_runs(keep=np.int64(2)) == []
+    assert clean_runs(keep=dict(zip("ab", two_runs, strict=True))) == []
+    assert clean_runs(keep={"a": two_runs[1]}) == [two_runs[0].folder.name]
+
+
+@pytest.mark.fault("a model of a run is asked for by another word", "refused; names both words")
+@pytest.mark.parametrize("which", ["Best", "first", "", None])
+def test_only_the_best_and_the_last_model_can_be_asked_for(two_runs, which):
+    with pytest.raises(RunError, match=r"ask for 'best' or 'last'"):
+        two_runs[0].model(which)

@@ -7,11 +7,14 @@ https://arxiv.org/abs/1505.04597; here with padded convolutions and batch normal
 import ctypes
 import io
 import sys
+import threading
 import zipfile
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
+from operator import index
 from pathlib import Path
 
+import numpy as np
 import torch
 from torch import nn
 
@@ -19,6 +22,8 @@ from unetlib.config import whole_file
 
 FILE_FORMAT = "unetlib model"
 FILE_VERSION = 1
+
+_seeding = threading.Lock()  # all threads share PyTorch's random state
 
 
 class ModelFileError(ValueError):
@@ -108,16 +113,17 @@ class UNet(nn.Module):
         seed: int = 0,
     ):
         super().__init__()
+        widths = tuple(map(index, widths))  # NumPy's numbers as Python's own
         self.architecture = dict(
             in_channels=in_channels,
             out_channels=out_channels,
-            widths=tuple(widths),
+            widths=widths,
             batch_norm=batch_norm,
             skips=skips,
             up_kernel=up_kernel,
         )
         self.stride = 2 ** (len(widths) - 1)
-        with torch.random.fork_rng(devices=[]):
+        with _seeding, torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
             self.encoders = nn.ModuleList(
                 EncoderBlock(before, width, batch_norm)
@@ -170,24 +176,70 @@ def save_model(path: str | Path, model: UNet, size: int, threshold: float = 0.5,
     """Write a model with all that is needed to predict with it.
 
     The file is a dict of plain types and tensors, so that it loads with ``weights_only=True``. It
-    is written under another name, flushed to disk, then renamed: never half a file.
+    is written under another name, flushed to disk, then renamed: never half a file. Of a model
+    that ``torch.compile`` has wrapped, the plain one is written.
 
     Args:
         size: the image side in pixels that the model was trained at.
         threshold: of the probability above which a pixel counts as car.
-        info: further plain values to keep (recipe, scores).
+        info: further plain values to keep (recipe, scores); NumPy's numbers become Python's.
+
+    Raises:
+        ModelFileError: not a ``UNet``, or one that was changed after it was made; or a value that
+            could not be loaded again. Nothing is written.
     """
+    model = getattr(model, "_orig_mod", model)
+    if not _as_built(model):
+        raise ModelFileError(
+            f"{path}: not written, the model is not what UNet(...) built and would load as another "
+            "one; keep model.state_dict() with torch.save, and its class in your code."
+        )
     content = dict(
         format=FILE_FORMAT,
         version=FILE_VERSION,
-        architecture=model.architecture,
-        size=size,
+        architecture=_plain(model.architecture),
+        size=_plain(size),
         normalisation="grey / 255",
-        threshold=threshold,
-        info=info,
-        state_dict={name: value.cpu() for name, value in model.state_dict().items()},
+        threshold=_plain(threshold),
+        info=_plain(info),
     )
-    save_atomically(content, Path(path))
+    for name, value in (content["info"] | content).items():
+        if not _loads_again(value):
+            raise ModelFileError(
+                f"{path}: not written, {name} is no plain value; give numbers, texts, lists, dicts."
+            )
+    state = {name: value.cpu() for name, value in model.state_dict().items()}
+    save_atomically(content | dict(state_dict=state), Path(path))
+
+
+def _as_built(model: nn.Module) -> bool:
+    """Whether the model's architecture describes all of its layers."""
+    if not isinstance(model, UNet):
+        return False
+    same = UNet(**model.architecture)
+    # On several GPUs batch normalisation is of another kind, which computes alike after training.
+    layers = repr(model).replace("SyncBatchNorm", "BatchNorm2d")
+    return layers == repr(same) and model.state_dict().keys() == same.state_dict().keys()
+
+
+def _plain(value):
+    """NumPy's numbers, however deep inside, as Python's own."""
+    if isinstance(value, dict):
+        return {_plain(key): _plain(inner) for key, inner in value.items()}
+    if isinstance(value, (list, tuple)):
+        return (list if isinstance(value, list) else tuple)(map(_plain, value))
+    return value.item() if isinstance(value, np.generic) else value
+
+
+def _loads_again(value) -> bool:
+    buffer = io.BytesIO()
+    try:
+        torch.save(value, buffer)
+        buffer.seek(0)
+        torch.load(buffer, weights_only=True)
+    except Exception:  # pickle has many, and so has every class
+        return False
+    return True
 
 
 def save_atomically(content: dict, path: Path) -> None:

@@ -59,7 +59,9 @@ def warn_of(title: str, problems: list[Problem], most: int = 10) -> None:
 
 
 def why_unreadable(path: str | Path, error: Exception) -> tuple[str, str]:
-    """Reason and remedy in plain words, for an exception (``UNREADABLE``) that Pillow raised."""
+    """Reason and remedy in plain words, for an exception (``UNREADABLE``) of Pillow or upright."""
+    if isinstance(error, DataError):
+        return error.problem.problem, error.problem.remedy
     if isinstance(error, Image.DecompressionBombError):
         return f"more than {2 * Image.MAX_IMAGE_PIXELS / 1e6:.0f} million pixels", "shrink it"
     try:
@@ -80,11 +82,29 @@ def why_unreadable(path: str | Path, error: Exception) -> tuple[str, str]:
 
 
 def upright(image: Image.Image) -> Image.Image:
-    """The image as it is seen (EXIF rotation applied), with at most 8 bits a channel."""
+    """The image as it is seen (EXIF rotation applied), with at most 8 bits a channel.
+
+    Raises:
+        DataError: nothing tells which of its greys is white.
+    """
     image = ImageOps.exif_transpose(image)
-    if image.mode.startswith("I"):  # 16-bit greys: keep the upper 8 bits, convert() would clip
-        return Image.fromarray((np.asarray(image) >> 8).clip(0, 255).astype(np.uint8))
+    if image.mode == "F" or image.mode.startswith("I"):  # convert() would clip the greys
+        return Image.fromarray(_eight_bits(image))
     return image
+
+
+def _eight_bits(image: Image.Image) -> np.ndarray:
+    """Greys of more than 8 bits: as floats white is 1, as whole numbers 65535 (or at most 255)."""
+    greys = np.asarray(image)
+    least, most = greys.min(initial=0), greys.max(initial=0)
+    if image.mode == "F" and least >= 0 and most <= 1:
+        return (greys * 255 + 0.5).astype(np.uint8)
+    if image.mode == "F" or least < 0 or most > 65_535:
+        problem = f"greys from {least:.3g} to {most:.3g} do not tell which one is white"
+        name = f"an image of mode {image.mode}"
+        raise DataError(Problem(name, problem, "save it with 8 bits a channel"))
+    of_16_bits = image.mode != "I" or most > 255
+    return (greys >> 8 if of_16_bits else greys).astype(np.uint8)
 
 
 def upright_size(image: Image.Image) -> tuple[int, int]:
@@ -139,6 +159,21 @@ def load_mask(path: str | Path) -> np.ndarray:
     return grey == (values[-1] or 255)
 
 
+def to_binary(mask: np.ndarray) -> np.ndarray:
+    """A mask as booleans; of whole numbers (0 and 1, 0 and 255) any but 0 is car.
+
+    Raises:
+        DataError: numbers with a fraction, as probabilities have, or nan.
+    """
+    mask = np.asarray(mask)
+    if mask.dtype.kind not in "bui" and not ((mask == 0) | (mask == 1)).all():
+        raise DataError(
+            "A mask says of each pixel whether it is car, 0 or 1, but this one has values between "
+            "or beyond: threshold it first, probabilities > 0.5."
+        )
+    return mask.astype(bool, copy=False)
+
+
 def rle_encode(mask: np.ndarray) -> str:
     """Write a mask as Carvana's run-length code.
 
@@ -147,8 +182,11 @@ def rle_encode(mask: np.ndarray) -> str:
 
     Args:
         mask: ``(H, W)``, boolean or 0/1.
+
+    Raises:
+        DataError: as ``to_binary``.
     """
-    flat = np.concatenate([[False], np.asarray(mask, bool).ravel(), [False]])
+    flat = np.concatenate([[False], to_binary(mask).ravel(), [False]])
     edges = np.flatnonzero(flat[1:] != flat[:-1]) + 1
     edges[1::2] -= edges[::2]
     return " ".join(map(str, edges))

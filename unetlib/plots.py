@@ -4,6 +4,7 @@ Every function returns its figure, closed: a notebook shows it once, as the last
 ``LiveFigure`` shows itself while a training is under way.
 """
 
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 
 import matplotlib.pyplot as plt
@@ -17,6 +18,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from unetlib.learner import steepest_lr
+from unetlib.pictures import to_binary
 from unetlib.runs import Run, compare_runs
 
 CAR = "#0072B2"  # Okabe and Ito's blue and orange, told apart by colour-blind readers too
@@ -62,11 +64,14 @@ def overlay(image: np.ndarray, mask: np.ndarray, ax: Axes | None = None) -> Figu
         image: ``(H, W)`` or ``(H, W, 3)``, uint8 or in [0, 1].
         mask: ``(H, W)``, True on the car.
         ax: where to draw; None makes a figure.
+
+    Raises:
+        DataError: probabilities instead of a mask.
     """
+    image, mask = np.squeeze(np.asarray(image)), np.squeeze(to_binary(mask))
     if ax is None:
         figure, ax = plt.subplots(figsize=(5, 3.5), dpi=DPI, layout="tight")
         plt.close(figure)
-    image, mask = np.squeeze(np.asarray(image)), np.squeeze(np.asarray(mask)).astype(bool)
     ax.imshow(image, cmap="gray", vmin=0, vmax=255 if image.dtype == np.uint8 else 1)
     ax.imshow(np.where(mask, 1.0, np.nan), cmap=ListedColormap([CAR]), alpha=0.45)
     if mask.any() and not mask.all():
@@ -141,7 +146,8 @@ def plot_history(runs: Run | Mapping[str, Run]) -> Figure:
 def plot_runs(runs: Mapping[str, Run] | Iterable[Run]) -> Figure:
     """Validation Dice of several runs, over the epochs and over the seconds, in one figure.
 
-    Runs without a name are labelled by the settings in which they differ.
+    Runs without a name are labelled by the settings in which they differ, and where that is not
+    enough by their folder, too.
     """
     if not isinstance(runs, Mapping):
         runs = {run.folder.name: run for run in runs}
@@ -151,7 +157,10 @@ def plot_runs(runs: Mapping[str, Run] | Iterable[Run]) -> Figure:
             name: ", ".join(f"{setting} {table.loc[name, setting]}" for setting in settings)
             for name in table.index
         }
-        runs = {labels[name] or name: run for name, run in runs.items()}
+        times = Counter(labels.values())
+        for name, label in labels.items():
+            labels[name] = f"{label} ({name})" if label and times[label] > 1 else label or name
+        runs = {labels[name]: run for name, run in runs.items()}
     figure, axes = plt.subplots(1, 2, figsize=(9, 3.2), dpi=DPI, layout="tight", sharey=True)
     for name, run in runs.items():
         dice = run.history["val_dice"]

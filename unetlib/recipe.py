@@ -4,7 +4,11 @@ from dataclasses import dataclass, fields
 from operator import index
 from typing import Literal, get_args, get_origin, get_type_hints
 
+import numpy as np
+
 from unetlib.dataset import Augmentation, MaskKind
+
+LARGEST_SEED = 10**14  # times 20,000 it still is a seed for PyTorch: each epoch has one of its own
 
 
 def _whole(name: str, value) -> int:
@@ -25,7 +29,7 @@ class Recipe:
         batch_norm: batch normalisation after each 3x3 convolution.
         skips: skip connections from encoder to decoder.
         up_kernel: kernel of the transposed convolutions, 3 or 2.
-        size: image side in pixels.
+        size: image side in pixels; at least two are left on the lowest level.
         mask: train against ``hard`` (0/1) or ``soft`` (area coverage) masks.
         augment: ``none``, ``flip`` or ``mild`` (see ``dataset.augmentation``).
         loss: ``bce``, ``dice`` or ``bce_dice`` (see ``metrics``).
@@ -41,7 +45,10 @@ class Recipe:
             the square root of batch_size / 16 (https://arxiv.org/abs/2205.10287).
         precision: ``fp32``, ``bf16`` (autocast), or ``auto``: bf16 where the hardware has it.
         compile: ``torch.compile`` the model: pays on long GPU runs, needs a C++ compiler.
-        seed: of initial weights, image order and augmentation.
+        seed: of initial weights, image order and augmentation; 0 to 10**14.
+
+    Raises:
+        ValueError: a setting that cannot be; one sentence that names it.
     """
 
     widths: tuple[int, ...] = (64, 128, 256)
@@ -66,7 +73,10 @@ class Recipe:
         object.__setattr__(self, "widths", tuple(map(index, self.widths)))
         object.__setattr__(self, "lr", float(self.lr))
         for name in ("batch_norm", "skips", "compile"):
-            object.__setattr__(self, name, bool(getattr(self, name)))
+            value = getattr(self, name)
+            if not isinstance(value, (bool, np.bool_)):
+                raise ValueError(f"Recipe: {name}={value!r}: give True or False.")
+            object.__setattr__(self, name, bool(value))
         for name in ("size", "epochs", "half_size_epochs", "batch_size", "seed"):
             value = getattr(self, name)
             if not (name == "batch_size" and value == "auto"):
@@ -86,6 +96,8 @@ class Recipe:
         stride = max(4, 2 ** (len(self.widths) - 1))  # data sets come in multiples of 4
         if self.size < stride or self.size % stride:
             raise ValueError(f"Recipe: size={self.size} must be a multiple of {stride}.")
+        if not 0 <= self.seed <= LARGEST_SEED:
+            raise ValueError(f"Recipe: seed={self.seed} must be between 0 and {LARGEST_SEED}.")
         if not 0 <= self.half_size_epochs <= self.epochs:
             raise ValueError(
                 f"Recipe: half_size_epochs={self.half_size_epochs} must be between 0 and "
@@ -95,6 +107,14 @@ class Recipe:
             raise ValueError(
                 f"Recipe: half of size={self.size} must be a multiple of {stride}, too, for "
                 f"half_size_epochs={self.half_size_epochs}."
+            )
+        # Batch normalisation of one image needs more than one pixel, and so does the export.
+        least = 2 ** len(self.widths)
+        if self.size_in(1) < least:
+            half = "half of " if self.half_size_epochs else ""
+            raise ValueError(
+                f"Recipe: {half}size={self.size} leaves one pixel below {len(self.widths)} widths: "
+                f"it must be at least {least}, or give fewer widths."
             )
 
     @classmethod

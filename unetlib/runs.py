@@ -19,6 +19,7 @@ import time
 import warnings
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict, dataclass, fields
+from operator import index
 from pathlib import Path
 
 import numpy as np
@@ -32,6 +33,7 @@ from unetlib.recipe import Recipe
 from unetlib.sealed import read_csv, read_json
 
 HISTORY = ["epoch", "lr", "train_loss", "val_loss", "val_dice", "val_iou", "seconds"]
+FILES = {"recipe.json", "run.json", "last.pth", "next.pth", "best.pth", "history.csv"}
 
 
 class RunError(ValueError):
@@ -158,7 +160,10 @@ class Run:
 
         Raises:
             ModelFileError: no epoch is finished yet, or the file is damaged.
+            RunError: another word.
         """
+        if which not in ("best", "last"):
+            raise RunError(f"{self.folder}: no model {which!r}: ask for 'best' or 'last'.")
         self._need_an_epoch()
         try:
             if which == "best":
@@ -302,22 +307,25 @@ def compare_runs(runs: Mapping[str, Run] | Iterable[Run] | None = None) -> pd.Da
     return table.sort_values("best_dice", ascending=False) if len(table) else table
 
 
-def clean_runs(keep: int | Iterable[Run] = 10) -> list[str]:
+def clean_runs(keep: int | Mapping[str, Run] | Iterable[Run] = 10) -> list[str]:
     """Delete runs, except those to keep and those being trained at the moment.
+
+    Damaged and half-written runs are deleted, too. Links, and folders without a file of a run
+    (TensorBoard writes into ``runs/`` as well), stay as they are.
 
     Args:
         keep: how many of the newest, or which ones.
 
     Returns:
         Names of the deleted runs.
+
+    Raises:
+        RunError: ``keep`` is neither a number from 0 up nor runs; nothing is deleted.
     """
-    if isinstance(keep, int):
-        kept = {run.folder.name for run in (find_runs()[-keep:] if keep else [])}
-    else:
-        kept = {run.folder.name for run in keep}
+    kept = _names_of(keep)
     deleted = []
     for folder in sorted(config.runs_dir().iterdir()):
-        if folder.name.startswith(".") or folder.name in kept or not folder.is_dir():
+        if folder.name.startswith(".") or folder.name in kept or not _holds_a_run(folder):
             continue
         with run_lock(folder) as held:
             if held:
@@ -325,3 +333,20 @@ def clean_runs(keep: int | Iterable[Run] = 10) -> list[str]:
                 shutil.rmtree(folder)
                 deleted.append(folder.name)
     return deleted
+
+
+def _names_of(keep: int | Mapping[str, Run] | Iterable[Run]) -> set[str]:
+    runs = keep.values() if isinstance(keep, Mapping) else keep
+    if isinstance(keep, (int, np.integer)) and not isinstance(keep, bool) and keep >= 0:
+        runs = find_runs()[-index(keep) :] if keep else []
+    runs = [None] if isinstance(runs, str) or not np.iterable(runs) else list(runs)
+    if not all(isinstance(run, Run) for run in runs):
+        raise RunError("Nothing deleted; keep: give the runs, or how many of them, 0 or more.")
+    return {run.folder.name for run in runs}
+
+
+def _holds_a_run(folder: Path) -> bool:
+    if folder.is_symlink() or not folder.is_dir():
+        return False
+    begun = any(folder.glob("next.*.part.pth"))  # killed while its first file was written
+    return begun or any((folder / name).is_file() for name in FILES)
