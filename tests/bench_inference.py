@@ -24,9 +24,9 @@ from unetlib.carvana import find_samples, rle_encode, split_by_car
 from unetlib.dataset import CarvanaDataset, to_tensor
 from unetlib.export import export_onnx, quantize_int8, subpixel
 from unetlib.formats import FILES
-from unetlib.inference import load_predictor
+from unetlib.inference import image_files, load_predictor
 from unetlib.model import load_model
-from unetlib.submission import image_files, write_submission
+from unetlib.submission import write_submission
 
 REPEATS = 30
 

@@ -16,8 +16,8 @@ from unetlib import submission
 from unetlib.carvana import DataError, rle_decode
 from unetlib.dataset import load_image
 from unetlib.formats import FILES
-from unetlib.inference import load_predictor
-from unetlib.submission import image_files, write_masks, write_submission
+from unetlib.inference import image_files, load_predictor
+from unetlib.submission import write_masks, write_submission
 
 ENVIRONMENT = dict(os.environ, PYTHONPATH=os.pathsep.join(filter(None, sys.path)))
 
@@ -246,7 +246,7 @@ def test_a_name_too_long_for_its_mask_is_listed(predictor, data_set, tmp_path):
 STOP = """
 import os, sys
 import unetlib.submission as s
-from unetlib.inference import load_predictor
+from unetlib.inference import image_files, load_predictor
 model, images, output, number, signal = sys.argv[1:]
 count, note = [0], s._note
 def noting(notes, *rest):
@@ -258,7 +258,7 @@ def noting(notes, *rest):
         os.kill(os.getpid(), int(signal))
 s._note = noting
 write = s.write_submission if output.endswith("csv") else s.write_masks
-write(load_predictor(model, "cpu"), s.image_files([images]), output)
+write(load_predictor(model, "cpu"), image_files([images]), output)
 """
 
 

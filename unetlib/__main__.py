@@ -32,12 +32,12 @@ from unetlib.carvana import DataError, check, find_samples, split_by_car
 from unetlib.download import download, write_subset
 from unetlib.export import export_all
 from unetlib.formats import FILES, check_manifest, write_manifest
-from unetlib.inference import load_predictor
+from unetlib.inference import image_files, load_predictor
 from unetlib.learner import start_accelerator
 from unetlib.model import ModelFileError, load_model, save_model
 from unetlib.recipe import Recipe
 from unetlib.runs import RunError, find_runs
-from unetlib.submission import image_files, write_masks, write_submission
+from unetlib.submission import write_masks, write_submission
 from unetlib.training import TrainingError, fit
 
 DESCRIPTION = "Train, export, compare and use a small U-Net on the Carvana Image Masking Challenge."

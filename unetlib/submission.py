@@ -34,15 +34,12 @@ from unetlib.inference import (
     MASK_SIGN,
     Predictor,
     enlarge,
-    image_files,
     paths_of,
     rle_of_map,
     save_mask,
     upright_size,
 )
 from unetlib.pictures import UNREADABLE
-
-__all__ = ["image_files", "write_masks", "write_submission"]
 
 AHEAD = 3 * BATCH_SIZE  # images decoded before the network asks for them
 # What a data set keeps its truth in; the csv files look like a submission.
