@@ -245,8 +245,10 @@ def test_a_name_too_long_for_its_mask_is_listed(predictor, data_set, tmp_path):
 # A process that stops itself with a signal when it has written its N-th note.
 STOP = """
 import os, sys
+from signal import SIGINT, default_int_handler, signal as handle
 import unetlib.submission as s
 from unetlib.inference import image_files, load_predictor
+handle(SIGINT, default_int_handler)  # a shell's background jobs ignore it
 model, images, output, number, signal = sys.argv[1:]
 count, note = [0], s._note
 def noting(notes, *rest):
