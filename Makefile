@@ -83,9 +83,10 @@ test-lowest: $(VENV)/made ## the fast unit tests with the oldest packages allowe
 	@rm -rf build/test
 	@$(TEST_ENV) build/lowest/bin/python -m pytest tests -m "not slow" --numprocesses=$(JOBS) $(PYTEST)
 
-# Cells of one notebook stay together on one worker (loadscope).
+# Cells of one notebook stay together on one worker (loadscope). Not reordered: the test in JupyterLab
+# would come last, alone, while the other workers wait.
 PYTEST_NOTEBOOKS := --nbval-lax --nbval-current-env --nbval-cell-timeout=600 \
-	--cov=unetlib --cov-config=pyproject.toml --numprocesses=$(JOBS) --dist=loadscope
+	--cov=unetlib --cov-config=pyproject.toml --numprocesses=$(JOBS) --dist=loadscope --no-loadscope-reorder
 
 bench: $(STAMP) ## how fast training and inference are against the textbook way (minutes; not a test)
 	@$(PY) tests/bench_training.py

@@ -239,16 +239,22 @@ def test_each_cell_runs_again_by_itself(sitting):
 
 
 @pytest.mark.fault("a cell is interrupted, and run again", "it goes on or begins anew: no error")
-@pytest.mark.parametrize("name", notebooks("02_dataset"))
-def test_a_cell_can_be_interrupted_and_run_again(name, checkout, tmp_path):
+@pytest.mark.parametrize(
+    ("name", "patience"),
+    [
+        pytest.param("02_dataset", PATIENCE[1:2], id="02_dataset, once a cell"),
+        *(pytest.param(name, PATIENCE, id=name, marks=pytest.mark.slow) for name in NAMES),
+    ],
+)
+def test_a_cell_can_be_interrupted_and_run_again(name, patience, checkout, tmp_path):
     interrupted = {}
     with opened(name, checkout, tmp_path / "work folder") as sitting:
         sitting.run(0)  # an import that is cut off needs a new kernel: so is Python
         for index in range(1, len(sitting.cells)):
-            for patience in PATIENCE:
-                if sitting.run(index, patience):
+            for seconds in patience:
+                if sitting.run(index, seconds):
                     break
-                interrupted[index + 1] = patience
+                interrupted[index + 1] = seconds
             else:
                 sitting.run(index)
     print(f"{name}: interrupted after up to so many seconds: {interrupted}")
