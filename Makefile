@@ -101,8 +101,8 @@ lab: $(STAMP) ## open the notebooks in JupyterLab
 refresh: $(STAMP) ## run the committed notebooks anew, in place (laptop profile)
 	@env -u UNETLIB_DATA -u UNETLIB_PROFILE $(PY) tools/course.py refresh $(NOTEBOOKS)
 
-faults: $(STAMP) ## write tests/FAULTS.md anew: what can go wrong, and which test tries it
-	@$(PY) tools/faults.py
+faults: $(STAMP) ## only the tests that try what can go wrong
+	@$(TEST_ENV) $(PY) -m pytest tests -m "fault and not slow" --numprocesses=$(JOBS) $(PYTEST)
 
 handout: $(STAMP) ## copies without outputs and solutions into build/handout
 	@$(PY) tools/course.py handout $(NOTEBOOKS)

@@ -18,15 +18,27 @@ import torch
 from PIL import Image
 from torch.utils.flop_counter import FlopCounterMode
 
-from unetlib import config
-from unetlib.benchmark import benchmark, compare, contenders, multiply_rate, stages
-from unetlib.carvana import find_samples, rle_encode, split_by_car
-from unetlib.dataset import CarvanaDataset, to_tensor
-from unetlib.export import export_onnx, quantize_int8, subpixel
-from unetlib.formats import FILES
-from unetlib.inference import image_files, load_predictor
-from unetlib.model import load_model
-from unetlib.submission import write_submission
+from unetlib import (
+    FILES,
+    CarvanaDataset,
+    benchmark,
+    compare,
+    config,
+    export_onnx,
+    find_samples,
+    image_files,
+    load_model,
+    load_predictor,
+    multiply_rate,
+    predictors_in,
+    quantize_int8,
+    rle_encode,
+    split_by_car,
+    stages,
+    subpixel,
+    to_tensor,
+    write_submission,
+)
 
 REPEATS = 30
 

@@ -15,15 +15,21 @@ from PIL import Image
 from torch.utils.data import DataLoader, Dataset
 from torch.utils.flop_counter import FlopCounterMode
 
-from unetlib import config
-from unetlib.benchmark import multiply_rate
-from unetlib.carvana import find_samples, split_by_car
-from unetlib.dataset import CarvanaDataset, make_loader
-from unetlib.learner import Learner, start_accelerator
-from unetlib.metrics import dice
-from unetlib.model import UNet, memory_kept
-from unetlib.recipe import Recipe
-from unetlib.training import fit
+from unetlib import (
+    CarvanaDataset,
+    Recipe,
+    UNet,
+    config,
+    dice,
+    find_samples,
+    fit,
+    make_loader,
+    multiply_rate,
+    split_by_car,
+)
+from unetlib.support.processes import start_accelerator
+from unetlib.support.speed import memory_kept
+from unetlib.training import Learner
 
 IMAGES, EPOCHS = 64, 2
 

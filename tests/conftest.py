@@ -84,7 +84,7 @@ def kaggle_at(tmp_path, monkeypatch):
 
 @pytest.fixture(scope="session")
 def samples(data_set):
-    from unetlib.carvana import find_samples
+    from unetlib import find_samples
 
     return find_samples(data_set)
 
@@ -92,7 +92,7 @@ def samples(data_set):
 @pytest.fixture(scope="session")
 def tables(samples):
     """(train, val): 4 cars and 1 car."""
-    from unetlib.carvana import split_by_car
+    from unetlib import split_by_car
 
     return split_by_car(samples)
 
@@ -100,7 +100,7 @@ def tables(samples):
 @pytest.fixture(scope="session")
 def trained(tables, one_thread, tmp_path_factory):
     """A small U-Net that has learned to find the ellipses: 32x32 pixels, a second or two."""
-    from unetlib.training import Recipe, fit
+    from unetlib import Recipe, fit
 
     recipe = Recipe(widths=(4, 8, 16), size=32, lr=1e-2, epochs=6, batch_size=4, precision="fp32")
     with pytest.MonkeyPatch.context() as patch:
@@ -112,7 +112,7 @@ def trained(tables, one_thread, tmp_path_factory):
 @pytest.fixture(scope="session")
 def exported(trained, tables, tmp_path_factory):
     """(folder with the four model files, parity table)."""
-    from unetlib.export import export_all
+    from unetlib import export_all
 
     folder = tmp_path_factory.mktemp("models")
     train, val = tables
@@ -124,7 +124,6 @@ def exported(trained, tables, tmp_path_factory):
 
 @pytest.fixture(scope="session")
 def predictor(exported):
-    from unetlib.formats import FILES
-    from unetlib.inference import load_predictor
+    from unetlib import FILES, load_predictor
 
     return load_predictor(exported[0] / FILES["pytorch"], device="cpu")

@@ -6,7 +6,7 @@ import ablations
 import pandas as pd
 import pytest
 
-from unetlib.recipe import Recipe
+from unetlib import Recipe
 
 TABLE = pd.read_csv(ablations.CSV)
 RECIPES = ablations.RECIPES | dict.fromkeys(ablations.SPLITS, ablations.REFERENCE)

@@ -6,11 +6,21 @@ import shutil
 import numpy as np
 import pytest
 
-from unetlib.benchmark import benchmark, cold_start, compare, contenders, multiply_rate, stages
-from unetlib.carvana import DataError
-from unetlib.formats import FILES, write_manifest
-from unetlib.inference import load_predictor
-from unetlib.model import ModelFileError, load_model, save_model
+from unetlib import (
+    FILES,
+    DataError,
+    ModelFileError,
+    benchmark,
+    cold_start,
+    compare,
+    load_model,
+    load_predictor,
+    multiply_rate,
+    predictors_in,
+    save_model,
+    stages,
+)
+from unetlib.deploy.manifest import write_manifest
 
 NAMES = ["pytorch fp32", "torchscript fp32", "exported fp32", "onnx fp32", "int8"]
 

@@ -15,12 +15,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from unetlib import config
+from unetlib import FILES, config, find_samples, load_model, load_run, rle_decode
 from unetlib.__main__ import main
-from unetlib.carvana import find_samples, rle_decode
-from unetlib.formats import FILES
-from unetlib.model import load_model
-from unetlib.runs import load_run
 
 COMMANDS = ["train", "export", "predict", "compare", "download", "subset", "check"]
 SETTINGS = {"--epochs": 1, "--lr": 3e-4, "--batch-size": 8, "--size": 32, "--seed": 3}

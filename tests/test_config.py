@@ -1,14 +1,19 @@
 import asyncio
 import dataclasses
 import os
+import subprocess
+import sys
 
 import nbformat
 import pandas as pd
 import pytest
+from hypothesis import example, given
+from hypothesis import strategies as st
 from nbclient import NotebookClient
 
-from unetlib import config
-from unetlib.recipe import Recipe
+from unetlib import Recipe, cache_dir, config, models_dir, runs_dir
+
+# ---------------------------------------------------------------------------------------- folders
 
 
 def test_unset_variables_mean_the_embedded_set_and_the_laptop_profile(monkeypatch):
@@ -19,9 +24,9 @@ def test_unset_variables_mean_the_embedded_set_and_the_laptop_profile(monkeypatc
 
 
 @pytest.mark.fault("UNETLIB_DATA names no folder", "said, with the remedy")
-def test_data_folder_that_does_not_exist_is_named_with_the_remedy(monkeypatch, tmp_path):
+def test_a_data_folder_that_does_not_exist_is_named(monkeypatch, tmp_path):
     monkeypatch.setenv("UNETLIB_DATA", str(tmp_path / "nowhere"))
-    with pytest.raises(FileNotFoundError, match=r"nowhere does not exist: set UNETLIB_DATA"):
+    with pytest.raises(FileNotFoundError, match=r"nowhere .*UNETLIB_DATA"):
         config.data_dir()
 
 
@@ -29,8 +34,16 @@ def test_data_folder_that_does_not_exist_is_named_with_the_remedy(monkeypatch, t
 @pytest.mark.fault("UNETLIB_DATA in the home of nobody", "said, with the remedy")
 def test_the_home_of_a_user_who_does_not_exist_is_named(monkeypatch):
     monkeypatch.setenv("UNETLIB_DATA", "~no-such-user/photos")
-    with pytest.raises(FileNotFoundError, match=r"~no-such-user/photos: .* whole path"):
+    with pytest.raises(FileNotFoundError, match="~no-such-user/photos"):
         config.data_dir()
+
+
+@pytest.mark.fault("UNETLIB_HOME names a file", "said, with the remedy")
+def test_a_home_that_is_a_file_is_named(monkeypatch, tmp_path):
+    (tmp_path / "file").touch()
+    monkeypatch.setenv("UNETLIB_HOME", str(tmp_path / "file"))
+    with pytest.raises(OSError, match=r"file.runs: .*UNETLIB_HOME"):
+        runs_dir()
 
 
 def test_relative_folders_count_from_the_working_folder(monkeypatch, tmp_path):
@@ -39,13 +52,29 @@ def test_relative_folders_count_from_the_working_folder(monkeypatch, tmp_path):
     monkeypatch.setenv("UNETLIB_DATA", "photos")
     monkeypatch.setenv("UNETLIB_HOME", "results")
     assert config.data_dir() == (tmp_path / "photos").resolve()
-    assert config.runs_dir() == (tmp_path / "results" / "runs").resolve()
+    assert runs_dir() == (tmp_path / "results" / "runs").resolve()
 
 
-def test_relative_data_folder_in_a_notebook_counts_from_where_jupyter_was_started(
+def test_in_a_notebook_relative_folders_count_from_where_jupyter_was_started(monkeypatch, tmp_path):
+    """Jupyter hands its kernels its own process's number."""
+    started = tmp_path / "started"
+    (started / "photos").mkdir(parents=True)
+    jupyter = subprocess.Popen(
+        [sys.executable, "-c", "input()"], cwd=started, stdin=subprocess.PIPE
+    )
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("JPY_PARENT_PID", str(jupyter.pid))
+    monkeypatch.setenv("UNETLIB_DATA", "photos")
+    try:
+        assert config.data_dir() == (started / "photos").resolve()
+    finally:
+        jupyter.communicate(b"\n")
+
+
+@pytest.mark.slow
+def test_a_real_kernel_counts_relative_folders_from_where_jupyter_was_started(
     monkeypatch, tmp_path
 ):
-    """A real kernel, which runs in the notebook's folder, not in that of the command."""
     started, notebooks = tmp_path / "started", tmp_path / "notebooks"
     for folder in (started / "photos", notebooks):
         folder.mkdir(parents=True)
@@ -66,34 +95,34 @@ def test_jupyter_that_has_gone_leaves_the_working_folder(monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("JPY_PARENT_PID", "not a process")
     monkeypatch.setenv("UNETLIB_HOME", "results")
-    assert config.models_dir() == (tmp_path / "results" / "models").resolve()
+    assert models_dir() == (tmp_path / "results" / "models").resolve()
 
 
-@pytest.mark.parametrize("folder", [config.runs_dir, config.models_dir, config.cache_dir])
+@pytest.mark.parametrize("folder", [runs_dir, models_dir, cache_dir])
 def test_folders_for_results_are_created(folder):
     assert folder().is_dir()
 
 
-def test_unknown_profile_is_named_with_the_known_ones(monkeypatch):
+# --------------------------------------------------------------------------------------- profiles
+
+CI = config.PROFILES["ci"]
+
+
+def test_an_unknown_profile_is_named_with_the_known_ones(monkeypatch):
     monkeypatch.setenv("UNETLIB_PROFILE", "fast")
-    with pytest.raises(ValueError, match=r"UNETLIB_PROFILE=fast is unknown: .*ci, laptop, full"):
+    with pytest.raises(ValueError, match=r"UNETLIB_PROFILE=fast .* ci, laptop, full"):
         config.profile()
 
 
 @pytest.mark.parametrize(
-    ("name", "angles"), [("ci", [1, 5, 9, 13]), ("laptop", list(range(1, 17, 2)))]
+    ("name", "angles"),
+    [("ci", [1, 5, 9, 13]), ("laptop", [1, 3, 5, 7, 9, 11, 13, 15]), ("full", list(range(1, 17)))],
 )
-def test_profile_thins_the_training_angles(monkeypatch, samples, name, angles):
+def test_a_profile_thins_the_training_angles(monkeypatch, name, angles):
     monkeypatch.setenv("UNETLIB_PROFILE", name)
-    every_angle = samples.iloc[[0] * 16].assign(angle=range(1, 17))
-    thin = config.profile().thin(every_angle)
+    thin = config.profile().thin(pd.DataFrame(dict(angle=range(1, 17))))
     assert list(thin["angle"]) == angles
     assert list(thin.index) == list(range(len(angles)))
-
-
-def test_full_profile_uses_every_angle(samples):
-    every_angle = samples.iloc[[0] * 16].assign(angle=range(1, 17))
-    assert len(config.PROFILES["full"].thin(every_angle)) == 16
 
 
 @pytest.mark.fault("angles beyond 16", "count on from 1; the full profile uses every picture")
@@ -115,46 +144,73 @@ def test_laptop_and_full_leave_a_recipe_as_it_is(name, recipe):
     assert config.PROFILES[name].scale(recipe) == recipe
 
 
-def test_ci_cuts_a_recipe_down():
-    scaled = config.PROFILES["ci"].scale(Recipe(loss="dice", seed=3))
+def test_ci_reduces_the_baseline():
+    scaled = CI.scale(Recipe(loss="dice", seed=3))
     assert (scaled.widths, scaled.size, scaled.epochs) == ((8, 16, 32), 64, 3)
     assert scaled.lr > Recipe().lr
     assert (scaled.loss, scaled.seed) == ("dice", 3)
 
 
+def test_ci_shortens_the_fast_recipe_and_leaves_its_rate():
+    scaled = CI.scale(Recipe.fast())
+    assert scaled.lr == Recipe.fast().lr
+    assert 0 < scaled.half_size_epochs < scaled.epochs
+
+
 def test_ci_leaves_what_is_small_already():
-    scaled = config.PROFILES["ci"].scale(Recipe(widths=(4, 8), size=32, epochs=1))
+    scaled = CI.scale(Recipe(widths=(4, 8), size=32, epochs=1))
     assert (scaled.widths, scaled.size, scaled.epochs) == ((4, 8), 32, 1)
 
 
+@pytest.mark.parametrize(
+    ("widths", "scaled"),
+    [
+        ((15, 30, 60), (8, 16, 32)),
+        ((20, 40, 80), (8, 16, 32)),
+        ((64, 4), (8, 1)),
+        ((4, 64), (4, 64)),
+    ],
+    ids=str,
+)
+def test_widths_shrink_in_proportion_to_the_first_and_never_to_nothing(widths, scaled):
+    assert CI.scale(Recipe(widths=widths)).widths == scaled
+
+
+@st.composite
+def recipes(draw) -> Recipe:
+    """Any valid recipe, as far as the profile looks at it."""
+    widths = draw(st.lists(st.integers(1, 300), min_size=1, max_size=8))
+    epochs = draw(st.integers(1, 60))
+    half_size_epochs = draw(st.integers(0, epochs))
+    step = max(4, 2 ** (len(widths) - 1)) * (2 if half_size_epochs else 1)
+    least = 2 ** len(widths) * (2 if half_size_epochs else 1)
+    return Recipe(
+        widths=tuple(widths),
+        size=step * draw(st.integers(-(-least // step), 40)),
+        epochs=epochs,
+        half_size_epochs=half_size_epochs,
+        schedule=draw(st.sampled_from(["constant", "one_cycle"])),
+    )
+
+
+@given(recipe=recipes())
+@example(recipe=Recipe(widths=(4,) * 6, size=256, half_size_epochs=1))
+def test_ci_keeps_any_recipe_valid_and_within_its_limits(recipe):
+    scaled = CI.scale(recipe)  # a Recipe refuses what is not valid
+    assert len(scaled.widths) == len(recipe.widths)
+    assert scaled.widths[0] <= CI.max_width
+    assert all(1 <= new <= old for new, old in zip(scaled.widths, recipe.widths, strict=True))
+    deepest = 2 ** len(recipe.widths) * (2 if recipe.half_size_epochs else 1)
+    assert scaled.size <= min(recipe.size, max(CI.max_size, deepest))
+    assert scaled.epochs <= min(recipe.epochs, CI.max_epochs)
+    assert (scaled.half_size_epochs > 0) == (recipe.half_size_epochs > 0)
+
+
 @pytest.mark.parametrize("name", config.PROFILES)
-def test_profile_says_its_name(name):
+def test_a_profile_says_its_name(name):
     assert str(config.PROFILES[name]).startswith(f"profile: {name} (")
 
 
-def test_profile_cannot_be_changed():
+def test_a_profile_cannot_be_changed():
     with pytest.raises(dataclasses.FrozenInstanceError):
-        config.PROFILES["ci"].max_size = 1
-
-
-# ------------------------------------------------------------------------------------- whole files
-
-
-def test_a_whole_file_appears_when_the_block_ends(tmp_path):
-    path = tmp_path / "new folder" / "file.json"
-    with config.whole_file(path) as part:
-        part.write_text("all of it")
-        assert not path.exists()
-        assert part.suffix == ".json"
-    assert path.read_text() == "all of it"
-    assert list(path.parent.iterdir()) == [path]
-
-
-def test_a_failed_block_leaves_the_old_file(tmp_path):
-    path = tmp_path / "file.txt"
-    path.write_text("old")
-    with pytest.raises(RuntimeError), config.whole_file(path) as part:
-        part.write_text("half of the n")
-        raise RuntimeError
-    assert path.read_text() == "old"
-    assert list(tmp_path.iterdir()) == [path]
+        CI.max_size = 1

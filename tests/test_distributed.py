@@ -10,12 +10,7 @@ import numpy as np
 import pytest
 import torch
 
-from unetlib import config
-from unetlib.dataset import CarvanaDataset
-from unetlib.metrics import evaluate
-from unetlib.recipe import Recipe
-from unetlib.runs import load_run
-from unetlib.training import fit
+from unetlib import CarvanaDataset, Recipe, config, evaluate, fit, load_run
 
 pytestmark = pytest.mark.skipif(
     torch.cuda.is_available(), reason="two processes on one GPU exclude each other"

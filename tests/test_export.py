@@ -8,11 +8,21 @@ import pytest
 import torch
 from onnx.numpy_helper import to_array
 
-from unetlib import config
-from unetlib.dataset import CarvanaDataset, to_tensor
-from unetlib.export import OPSET, export_all, export_onnx, quantize_int8, subpixel
-from unetlib.formats import FILES, METADATA_KEY, open_model
-from unetlib.model import ModelFileError, UNet, save_model
+from unetlib import (
+    FILES,
+    CarvanaDataset,
+    ModelFileError,
+    UNet,
+    config,
+    export_all,
+    export_onnx,
+    quantize_int8,
+    save_model,
+    subpixel,
+    to_tensor,
+)
+from unetlib.deploy.export import OPSET
+from unetlib.deploy.formats import METADATA_KEY, open_model
 
 
 @pytest.fixture(scope="session")

@@ -14,14 +14,20 @@ import pytest
 import torch
 from hypothesis import assume, given
 from hypothesis import strategies as st
+from unetlib.__GONE__ import read_csv, read_json, write_csv, write_json
 
-from unetlib import config
-from unetlib.dataset import CarvanaDataset
-from unetlib.formats import FILES, MANIFEST, open_model
-from unetlib.model import ModelFileError, load_model
-from unetlib.runs import RunError, load_run
-from unetlib.sealed import read_csv, read_json, write_csv, write_json
-from unetlib.training import fit
+from unetlib import (
+    FILES,
+    CarvanaDataset,
+    ModelFileError,
+    RunError,
+    config,
+    fit,
+    load_model,
+    load_run,
+)
+from unetlib.deploy.formats import open_model
+from unetlib.deploy.manifest import MANIFEST
 
 RUN_FILES = ["history.csv", "recipe.json", "run.json", "last.pth", "best.pth"]
 PAGE = 4096

@@ -10,17 +10,10 @@ import onnx
 import pytest
 import torch
 
+from unetlib import FILES, ModelFileError, UNet, export_all, save_model
 from unetlib.__main__ import main
-from unetlib.export import export_all
-from unetlib.formats import (
-    FILES,
-    MANIFEST,
-    missing_runtime,
-    open_model,
-    read_manifest,
-    write_manifest,
-)
-from unetlib.model import ModelFileError, UNet, save_model
+from unetlib.deploy.formats import missing_runtime, open_model
+from unetlib.deploy.manifest import MANIFEST, read_manifest, write_manifest
 
 PROGRAMS = [FILES["torchscript"], FILES["exported"]]
 

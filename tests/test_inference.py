@@ -5,14 +5,23 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
+from unetlib.__GONE__ import rle_of_map
 
-from unetlib.carvana import DataError, rle_encode
-from unetlib.dataset import CarvanaDataset, load_image
-from unetlib.export import export_onnx
-from unetlib.formats import FILES
-from unetlib.inference import enlarge, load_predictor, rle_of_map
-from unetlib.metrics import predict_dataset
-from unetlib.model import ModelFileError, UNet, load_model, save_model
+from unetlib import (
+    FILES,
+    CarvanaDataset,
+    DataError,
+    ModelFileError,
+    UNet,
+    enlarge,
+    export_onnx,
+    load_image,
+    load_model,
+    load_predictor,
+    predict_dataset,
+    rle_encode,
+    save_model,
+)
 
 
 @pytest.fixture

@@ -9,16 +9,10 @@ import psutil
 import pytest
 import torch
 
-from unetlib.learner import (
-    Learner,
-    lr_find,
-    settle_batch_size,
-    start_accelerator,
-    steepest_lr,
-)
-from unetlib.metrics import bce_loss
-from unetlib.model import UNet, memory_kept
-from unetlib.recipe import Recipe
+from unetlib import Recipe, UNet, bce_loss, lr_find, steepest_lr
+from unetlib.support.processes import settle_batch_size, start_accelerator
+from unetlib.support.speed import memory_kept
+from unetlib.training import Learner
 
 RECIPE = Recipe(widths=(4, 8), size=32, lr=1e-2, precision="fp32")
 

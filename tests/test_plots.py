@@ -7,10 +7,7 @@ import pytest
 from nbclient import NotebookClient
 from nbformat.v4 import new_code_cell, new_notebook
 
-from unetlib import plots
-from unetlib.pictures import DataError
-from unetlib.recipe import Recipe
-from unetlib.training import fit
+from unetlib import DataError, Recipe, fit, plots
 
 RNG = np.random.default_rng(0)
 GREY = RNG.integers(0, 256, (6, 20, 30), dtype=np.uint8)

@@ -12,12 +12,17 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from unetlib import submission
-from unetlib.carvana import DataError, rle_decode
-from unetlib.dataset import load_image
-from unetlib.formats import FILES
-from unetlib.inference import image_files, load_predictor
-from unetlib.submission import write_masks, write_submission
+from unetlib import (
+    FILES,
+    DataError,
+    image_files,
+    load_image,
+    load_predictor,
+    rle_decode,
+    submission,
+    write_masks,
+    write_submission,
+)
 
 ENVIRONMENT = dict(os.environ, PYTHONPATH=os.pathsep.join(filter(None, sys.path)))
 

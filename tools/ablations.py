@@ -12,12 +12,19 @@ from pathlib import Path
 
 import pandas as pd
 
-from unetlib import config
-from unetlib.carvana import find_samples, load_mask, split_by_car
-from unetlib.dataset import CarvanaDataset
-from unetlib.inference import load_predictor
-from unetlib.metrics import dice, evaluate
-from unetlib.training import Recipe, Run, fit
+from unetlib import (
+    CarvanaDataset,
+    Recipe,
+    config,
+    dice,
+    evaluate,
+    find_samples,
+    fit,
+    load_mask,
+    load_predictor,
+    split_by_car,
+)
+from unetlib.store.runs import Run
 
 CSV = config.REPOSITORY / "notebooks" / "ablations.csv"
 SEEDS = (0, 1, 2)

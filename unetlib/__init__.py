@@ -1,10 +1,62 @@
 """Learn image segmentation by building a U-Net: the code behind the six notebooks.
 
-Data flows through the modules in this order, and each imports only from those before it:
-``config``, ``sealed``, ``pictures``, ``tables``, ``carvana``, ``download``, ``dataset``,
-``model``, ``metrics``, ``recipe``, ``runs``, ``learner``, ``training``, ``formats``, ``export``,
-``inference``, ``benchmark``, ``submission``, ``plots``, ``demo``; ``python -m unetlib`` offers
-them in a terminal.
+The modules beside this file are the lesson, read in this order: ``config``, ``pictures``,
+``masks``, ``carvana``, ``recipe``, ``dataset``, ``model``, ``losses``, ``device``, ``metrics``,
+``training``, ``plots``. They need nothing of the sub-packages behind them: ``support``, ``store``
+(runs on disk), ``deploy`` (formats, prediction), ``fetch`` (data sets from elsewhere).
 """
 
-__version__ = "0.1.0"
+from importlib import import_module
+
+__version__ = "0.2.0"
+
+# Where each public name lives; imported when it is first asked for (PEP 562), as PyTorch is slow.
+_HOMES = {
+    "config": "REPOSITORY data_dir fullsize_dir profile",
+    "pictures": "DataError load_image",
+    "masks": "load_coverage load_mask rle_decode rle_encode",
+    "carvana": "split_by_car",
+    "recipe": "Recipe",
+    "dataset": "CarvanaDataset make_loader to_tensor",
+    "model": "DecoderBlock EncoderBlock UNet count_parameters",
+    "losses": "LOSSES bce_dice_loss bce_loss soft_dice_loss",
+    "device": "pick_device",
+    "metrics": "dataset_logits dice evaluate iou predict_dataset",
+    "training": "TrainingError",
+    "plots": "overlay show_images",
+    "support.folders": "cache_dir models_dir runs_dir",
+    "support.cache": "decode_once",
+    "support.errors": "ModelFileError RunError",
+    "store.fit": "fit",
+    "store.runs": "find_runs load_run",
+    "store.compare": "clean_runs compare_runs",
+    "store.lr_find": "lr_find steepest_lr",
+    "store.figures": "LiveFigure plot_history plot_lr_find plot_runs show_predictions",
+    "store.model_file": "load_model save_model",
+    "fetch.samples": "find_samples",
+    "fetch.check": "check",
+    "fetch.tables": "read_metadata read_rles",
+    "fetch.kaggle": "download",
+    "fetch.subset": "write_subset",
+    "deploy.manifest": "FILES",
+    "deploy.export": "export_all export_onnx export_program export_torchscript quantize_int8",
+    "deploy.predict": "Predictor enlarge load_predictor",
+    "deploy.images": "image_files",
+    "deploy.submission": "write_masks write_submission",
+    "deploy.benchmark": "benchmark cold_start multiply_rate",
+    "deploy.compare": "TOLERANCE compare parity predictors_in",
+}
+_MODULES = {name: module for module, names in _HOMES.items() for name in names.split()}
+__all__ = sorted(_MODULES)
+
+
+def __getattr__(name: str):
+    if name not in _MODULES:
+        raise AttributeError(f"module 'unetlib' has no attribute {name!r}")
+    value = getattr(import_module(f"unetlib.{_MODULES[name]}"), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

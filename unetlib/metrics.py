@@ -1,41 +1,15 @@
-"""Logits, masks -> numbers: losses to train with, Dice and IoU to judge by."""
+"""Masks -> numbers to judge by: Dice and IoU, of two masks or of a model on a whole dataset."""
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 
 import numpy as np
 import pandas as pd
 import torch
-from torch.nn import functional as F
+from torch import nn
 
 from unetlib.dataset import CarvanaDataset, to_tensor
-from unetlib.model import UNet, autocast, memory_kept
-
-
-def bce_loss(logits: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
-    """Mean binary cross-entropy over all pixels, from logits (the numerically stable form).
-
-    Both ``(B, 1, H, W)``; the mask in [0, 1]. Returns a float32 scalar.
-    """
-    return F.binary_cross_entropy_with_logits(logits.float(), mask)
-
-
-def soft_dice_loss(logits: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
-    """1 - Dice of probabilities, per image, then averaged; 0 is perfect.
-
-    Dice without a threshold, so that it has a gradient: Milletari et al., V-Net, 2016,
-    https://arxiv.org/abs/1606.04797 (here with plain sums in the denominator). The 1 added above
-    and below makes an empty prediction of an empty mask perfect. In float32 also under autocast.
-    """
-    probability = torch.sigmoid(logits.float())
-    intersection = (probability * mask).sum(dim=(1, 2, 3))
-    total = probability.sum(dim=(1, 2, 3)) + mask.sum(dim=(1, 2, 3))
-    return (1 - (2 * intersection + 1) / (total + 1)).mean()
-
-
-def bce_dice_loss(logits: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
-    """``bce_loss`` (every pixel counts alike) plus ``soft_dice_loss`` (the overlap counts)."""
-    return bce_loss(logits, mask) + soft_dice_loss(logits, mask)
-
-
-LOSSES = {"bce": bce_loss, "dice": soft_dice_loss, "bce_dice": bce_dice_loss}
+from unetlib.device import autocast
 
 
 def dice(predicted, target) -> torch.Tensor:
@@ -53,18 +27,18 @@ def dice(predicted, target) -> torch.Tensor:
     Raises:
         ValueError: shapes differ, or a value is neither 0 nor 1 (logits? probabilities?).
     """
-    overlap, predicted_area, target_area = _areas(predicted, target)
-    return _ratio(2 * overlap, predicted_area + target_area)
+    overlap, areas = _overlap_and_areas(predicted, target)
+    return _ratio(2 * overlap, areas)
 
 
 def iou(predicted, target) -> torch.Tensor:
     """Intersection over union (Jaccard index) per image; arguments and result as for ``dice``."""
-    overlap, predicted_area, target_area = _areas(predicted, target)
-    return _ratio(overlap, predicted_area + target_area - overlap)
+    overlap, areas = _overlap_and_areas(predicted, target)
+    return _ratio(overlap, areas - overlap)
 
 
-def _areas(predicted, target) -> tuple[torch.Tensor, ...]:
-    """Pixel counts (N,) of the overlap and of both masks."""
+def _overlap_and_areas(predicted, target) -> tuple[torch.Tensor, torch.Tensor]:
+    """Pixel counts ``(N,)``: of the overlap, and of both masks together."""
     # numpy is copied: PyTorch warns about read-only arrays, such as those made from PIL images.
     masks = [
         torch.from_numpy(mask.copy()) if isinstance(mask, np.ndarray) else torch.as_tensor(mask)
@@ -76,50 +50,88 @@ def _areas(predicted, target) -> tuple[torch.Tensor, ...]:
     for mask in masks:
         if mask.dtype != torch.bool and not ((mask == 0) | (mask == 1)).all():
             raise ValueError(
-                "Dice and IoU compare binary masks: threshold first, "
-                "torch.sigmoid(logits) > 0.5 or probabilities > 0.5."
+                "Dice and IoU need binary masks: threshold first, probabilities > 0.5."
             )
-    flat = [mask.bool().reshape(-1, mask.shape[-2] * mask.shape[-1]) for mask in masks]
-    return tuple(part.sum(dim=1).double() for part in (flat[0] & flat[1], *flat))
+    one, other = (mask.bool().reshape(-1, mask.shape[-2] * mask.shape[-1]) for mask in masks)
+    return (one & other).sum(dim=1), one.sum(dim=1) + other.sum(dim=1)
 
 
 def _ratio(above: torch.Tensor, below: torch.Tensor) -> torch.Tensor:
-    return torch.where(below == 0, 1.0, above / below.clamp(min=1)).float()
+    return torch.where(below == 0, 1.0, above / below.clamp(min=1))
 
 
-@torch.no_grad()
+@contextmanager
+def evaluating(model: nn.Module) -> Iterator[None]:
+    """Evaluation mode without gradients; afterwards each layer is in the mode it was in."""
+    training = [module for module in model.modules() if module.training]
+    try:
+        model.eval()
+        with torch.no_grad():
+            yield
+    finally:
+        for module in training:
+            module.training = True
+
+
 def dataset_logits(
-    model: UNet, dataset: CarvanaDataset, batch_size: int = 16, precision: str = "fp32"
+    model: nn.Module, dataset: CarvanaDataset, batch_size: int = 16, precision: str = "fp32"
 ) -> torch.Tensor:
     """Logits of a whole dataset, float32 ``(N, 1, H, W)`` on the CPU, in its order, at its size.
 
     Never augmented: they belong to ``dataset.images``, pixel by pixel.
     """
     device = next(model.parameters()).device
-    was_training = model.training
-    model.eval()
     batches = []
-    with memory_kept(device):
+    with evaluating(model):
         for start in range(0, len(dataset), batch_size):
             images = to_tensor(dataset.images[start : start + batch_size]).to(device)
             with autocast(device, precision):
                 batches.append(model(images).float().cpu())
-    model.train(was_training)
     return torch.cat(batches)
 
 
-def predict_dataset(model: UNet, dataset: CarvanaDataset, batch_size: int = 16) -> np.ndarray:
+def predict_dataset(model: nn.Module, dataset: CarvanaDataset, batch_size: int = 16) -> np.ndarray:
     """Probabilities of a whole dataset, float32 ``(N, H, W)``, in its order, at its size."""
     return torch.sigmoid(dataset_logits(model, dataset, batch_size))[:, 0].numpy()
 
 
-def evaluate(model: UNet, dataset: CarvanaDataset, threshold: float = 0.5) -> pd.DataFrame:
+def evaluate(
+    model: nn.Module,
+    dataset: CarvanaDataset,
+    threshold: float = 0.5,
+    *,
+    loss: Callable | None = None,
+    precision: str = "fp32",
+    rows: Sequence[int] | None = None,
+    batch_size: int = 16,
+) -> pd.DataFrame:
     """Score a model image by image against hard masks, at the dataset's size.
 
+    Args:
+        threshold: of the probability above which a pixel counts as car.
+        loss: also give each image's loss.
+        rows: only these rows of the dataset.
+        batch_size: so many images at once; it changes speed and memory, not the scores.
+
     Returns:
-        A row per image: id, car, angle, dice, iou. The set's Dice is the mean of column ``dice``.
+        A row per image: id, car, angle, dice, iou (and loss). The set's Dice is the mean of column
+        ``dice``.
     """
-    predicted = predict_dataset(model, dataset) > threshold
-    target = dataset.coverage >= 128
-    scores = dataset.samples[["id", "car", "angle"]].copy()
-    return scores.assign(dice=dice(predicted, target).numpy(), iou=iou(predicted, target).numpy())
+    device = next(model.parameters()).device
+    rows, scores = range(len(dataset)) if rows is None else rows, dict(dice=[], iou=[], loss=[])
+    with evaluating(model):
+        for start in range(0, len(rows), batch_size):
+            batch = rows[start : start + batch_size]
+            images = to_tensor(dataset.images[batch]).to(device)
+            target = torch.from_numpy(dataset.coverage[batch] >= 128)[:, None].to(device)
+            with autocast(device, precision):
+                logits = model(images).float()
+            predicted = torch.sigmoid(logits) > threshold
+            scores["dice"] += dice(predicted, target).tolist()
+            scores["iou"] += iou(predicted, target).tolist()
+            if loss is not None:
+                pairs = zip(logits.split(1), target.float().split(1), strict=True)
+                scores["loss"] += torch.stack([loss(*pair) for pair in pairs]).tolist()
+    if loss is None:
+        del scores["loss"]
+    return dataset.samples.loc[list(rows), ["id", "car", "angle"]].assign(**scores)

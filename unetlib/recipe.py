@@ -6,18 +6,9 @@ from typing import Literal, get_args, get_origin, get_type_hints
 
 import numpy as np
 
-from unetlib.dataset import Augmentation, MaskKind
-
+MaskKind = Literal["hard", "soft"]
+Augmentation = Literal["none", "flip", "mild"]
 LARGEST_SEED = 10**14  # times 20,000 it still is a seed for PyTorch: each epoch has one of its own
-
-
-def _whole(name: str, value) -> int:
-    """A whole number as Python's own, also NumPy's."""
-    try:
-        return index(value)
-    except TypeError:
-        auto = " or 'auto'" if name == "batch_size" else ""
-        raise ValueError(f"Recipe: {name}={value!r}: give a whole number{auto}.") from None
 
 
 @dataclass(frozen=True)
@@ -31,8 +22,8 @@ class Recipe:
         up_kernel: kernel of the transposed convolutions, 3 or 2.
         size: image side in pixels; at least two are left on the lowest level.
         mask: train against ``hard`` (0/1) or ``soft`` (area coverage) masks.
-        augment: ``none``, ``flip`` or ``mild`` (see ``dataset.augmentation``).
-        loss: ``bce``, ``dice`` or ``bce_dice`` (see ``metrics``).
+        augment: ``none``, ``flip`` or ``mild`` (see ``dataset.augment_batch``).
+        loss: ``bce``, ``dice`` or ``bce_dice`` (see ``losses``).
         optimizer: ``adam`` or ``adamw``.
         schedule: ``constant``, or ``one_cycle``: up to ``lr`` and down to almost 0
             (Smith: Super-Convergence, https://arxiv.org/abs/1708.07120).
@@ -48,7 +39,7 @@ class Recipe:
         seed: of initial weights, image order and augmentation; 0 to 10**14.
 
     Raises:
-        ValueError: a setting that cannot be; one sentence that names it.
+        ValueError: an impossible setting; one sentence that names it.
     """
 
     widths: tuple[int, ...] = (64, 128, 256)
@@ -72,50 +63,25 @@ class Recipe:
     def __post_init__(self):
         object.__setattr__(self, "widths", tuple(map(index, self.widths)))
         object.__setattr__(self, "lr", float(self.lr))
-        for name in ("batch_norm", "skips", "compile"):
-            value = getattr(self, name)
-            if not isinstance(value, (bool, np.bool_)):
-                raise ValueError(f"Recipe: {name}={value!r}: give True or False.")
-            object.__setattr__(self, name, bool(value))
-        for name in ("size", "epochs", "half_size_epochs", "batch_size", "seed"):
-            value = getattr(self, name)
-            if not (name == "batch_size" and value == "auto"):
-                object.__setattr__(self, name, _whole(name, value))
         for name, kind in get_type_hints(Recipe).items():
-            value, allowed = getattr(self, name), get_args(kind)
-            if get_origin(kind) is Literal and value not in allowed:
-                raise ValueError(
-                    f"Recipe: {name}={value!r} is unknown: use one of "
-                    f"{', '.join(map(repr, allowed))}."
-                )
-        for name in ("lr", "epochs", "batch_size"):
-            if getattr(self, name) != "auto" and not getattr(self, name) > 0:
-                raise ValueError(f"Recipe: {name}={getattr(self, name)} must be above 0.")
-        if not self.widths or min(self.widths) < 1:
-            raise ValueError(f"Recipe: widths={self.widths} must name one or more channel counts.")
+            object.__setattr__(self, name, _plain(name, getattr(self, name), kind))
+        size, half, seen = self.size, self.half_size_epochs, self.size_in(1)
+        shown = f"half of size={size}" if half else f"size={size}"
         stride = max(4, 2 ** (len(self.widths) - 1))  # data sets come in multiples of 4
-        if self.size < stride or self.size % stride:
-            raise ValueError(f"Recipe: size={self.size} must be a multiple of {stride}.")
-        if not 0 <= self.seed <= LARGEST_SEED:
-            raise ValueError(f"Recipe: seed={self.seed} must be between 0 and {LARGEST_SEED}.")
-        if not 0 <= self.half_size_epochs <= self.epochs:
-            raise ValueError(
-                f"Recipe: half_size_epochs={self.half_size_epochs} must be between 0 and "
-                f"epochs={self.epochs}."
-            )
-        if self.half_size_epochs and self.size % (2 * stride):
-            raise ValueError(
-                f"Recipe: half of size={self.size} must be a multiple of {stride}, too, for "
-                f"half_size_epochs={self.half_size_epochs}."
-            )
         # Batch normalisation of one image needs more than one pixel, and so does the export.
         least = 2 ** len(self.widths)
-        if self.size_in(1) < least:
-            half = "half of " if self.half_size_epochs else ""
-            raise ValueError(
-                f"Recipe: {half}size={self.size} leaves one pixel below {len(self.widths)} widths: "
-                f"it must be at least {least}, or give fewer widths."
-            )
+        for sound, sentence in (
+            (self.lr > 0, f"lr={self.lr} must be above 0"),
+            (self.epochs > 0, f"epochs={self.epochs} must be above 0"),
+            (self.batch_size == "auto" or self.batch_size > 0, "batch_size must be above 0"),
+            (min(self.widths, default=0) > 0, f"widths={self.widths} must name channel counts"),
+            (size > 0 and size % stride == 0, f"size={size} must be a multiple of {stride}"),
+            (0 <= self.seed <= LARGEST_SEED, f"seed must be between 0 and {LARGEST_SEED}"),
+            (0 <= half <= self.epochs, f"half_size_epochs={half} must be between 0 and epochs"),
+            (seen % stride == 0, f"{shown} must be a multiple of {stride}"),
+            (seen >= least, f"{shown} must be at least {least}, or give fewer widths"),
+        ):
+            _demand(sound, sentence)
 
     @classmethod
     def fast(cls, **changes) -> "Recipe":
@@ -124,16 +90,8 @@ class Recipe:
 
         What each of its changes is worth: notebook 04. ``changes`` replace settings.
         """
-        settings = dict(
-            augment="mild",
-            loss="bce_dice",
-            optimizer="adamw",
-            schedule="one_cycle",
-            lr=3e-3,
-            epochs=5,
-            half_size_epochs=3,
-            batch_size=4,
-        )
+        settings = dict(augment="mild", loss="bce_dice", optimizer="adamw", schedule="one_cycle")
+        settings |= dict(lr=3e-3, epochs=5, half_size_epochs=3, batch_size=4)
         return cls(**(settings | changes))
 
     @property
@@ -154,3 +112,23 @@ class Recipe:
     def size_in(self, epoch: int) -> int:
         """Side in pixels of the training images in an epoch, counted from 1."""
         return self.size // 2 if epoch <= self.half_size_epochs else self.size
+
+
+def _demand(condition, sentence: str) -> None:
+    if not condition:
+        raise ValueError(f"Recipe: {sentence}.")
+
+
+def _plain(name: str, value, kind):
+    """A setting as Python's own type, also from NumPy's numbers; refused if it is of another."""
+    if kind is bool:
+        _demand(isinstance(value, (bool, np.bool_)), f"{name}={value!r}: give True or False")
+        return bool(value)
+    if get_origin(kind) is Literal:
+        allowed = ", ".join(map(repr, get_args(kind)))
+        _demand(value in get_args(kind), f"{name}={value!r} is unknown: use one of {allowed}")
+    elif kind is int or (name == "batch_size" and value != "auto"):
+        auto = " or 'auto'" * (name == "batch_size")
+        _demand(hasattr(value, "__index__"), f"{name}={value!r}: give an integer{auto}")
+        return index(value)
+    return value

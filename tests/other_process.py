@@ -1,0 +1,49 @@
+"""Real processes that need not import PyTorch anew: forked from a server that has."""
+
+import multiprocessing
+import os
+import signal
+
+FORKS = multiprocessing.get_context("forkserver")
+FORKS.set_forkserver_preload(["unetlib.store.fit"])
+
+
+def start(work, *arguments):
+    """Begin to call a function of a test module in a process of its own.
+
+    Returns:
+        The process, and the connection that gives what the function returns or raises.
+    """
+    receiver, sender = FORKS.Pipe(duplex=False)
+    given = sender, dict(os.environ), work, arguments
+    process = FORKS.Process(target=_call, args=given)
+    process.start()
+    sender.close()
+    return process, receiver
+
+
+def in_another_process(work, *arguments):
+    """What a function of a test module returns or raises in a process of its own."""
+    process, answer = start(work, *arguments)
+    try:
+        result = answer.recv()
+    finally:
+        process.join()
+    if isinstance(result, Exception):
+        raise result
+    return result
+
+
+def _call(sender, environment, work, arguments) -> None:
+    """As in a terminal: one thread computes, and SIGINT raises KeyboardInterrupt."""
+    import torch
+
+    os.environ.update(environment)
+    # A test run in the background ignores SIGINT, and its children would inherit that.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    torch.set_num_threads(1)
+    try:
+        result = work(*arguments)
+    except Exception as error:
+        result = error
+    sender.send(result)

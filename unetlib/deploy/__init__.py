@@ -1,0 +1,1 @@
+"""A trained model at work: files in every format, masks of whole folders, comparisons."""

@@ -1,0 +1,152 @@
+"""Predictors -> how fast, and how much memory, on this computer.
+
+Compare ratios, not milliseconds: they travel from one computer to another.
+"""
+
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterable
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import torch
+from tqdm.auto import tqdm
+
+from unetlib.deploy.predict import Predictor
+from unetlib.device import autocast
+from unetlib.support.errors import ModelFileError
+
+
+def benchmark(
+    predictors: Iterable[Predictor],
+    batch_sizes: Iterable[int] = (1,),
+    repeats: int = 30,
+    warm_up: int = 3,
+) -> pd.DataFrame:
+    """Time the bare models on random input, turn by turn.
+
+    The predictors take turns within every repeat, so that a machine that slows down (heat, other
+    programs) does not favour the one that came first.
+
+    Returns:
+        A row per predictor and batch size: ``name``, ``batch``, ``p50_ms`` and ``p95_ms`` of one
+        call, ``images_per_second`` (at the median), ``ratio`` (how many times faster than the first
+        predictor at that batch size).
+    """
+    predictors, batch_sizes = list(predictors), list(batch_sizes)
+    rng, rows = np.random.default_rng(0), []
+    with tqdm(total=len(batch_sizes) * (warm_up + repeats), desc="timing") as bar:
+        for batch_size in batch_sizes:
+            times = [[] for _ in predictors]
+            for repeat in range(warm_up + repeats):
+                for predictor, taken in zip(predictors, times, strict=True):
+                    shape = (batch_size, 1, predictor.size, predictor.size)
+                    seconds = _seconds(partial(predictor.logits, rng.random(shape, np.float32)))
+                    if repeat >= warm_up:
+                        taken.append(1000 * seconds)
+                bar.update()
+            for predictor, taken in zip(predictors, times, strict=True):
+                p50, p95 = np.percentile(taken, [50, 95])
+                speed = dict(
+                    images_per_second=1000 * batch_size / p50, ratio=np.median(times[0]) / p50
+                )
+                rows.append(
+                    dict(name=predictor.name, batch=batch_size, p50_ms=p50, p95_ms=p95) | speed
+                )
+    return pd.DataFrame(rows)
+
+
+def _seconds(call: Callable[[], object]) -> float:
+    started = time.perf_counter()
+    call()
+    return time.perf_counter() - started
+
+
+COLD_START = """
+import json, sys, threading, time
+import numpy, psutil
+started = time.perf_counter()
+from unetlib.deploy.predict import load_predictor
+imported = time.perf_counter()
+process, peak, done = psutil.Process(), [0], threading.Event()
+before = process.memory_info().rss
+def watch():
+    while not done.wait(0.002):
+        peak[0] = max(peak[0], process.memory_info().rss)
+watcher = threading.Thread(target=watch, daemon=True); watcher.start()
+path, precision, runtime, *trust = sys.argv[1:]
+loading = time.perf_counter()
+predictor = load_predictor(
+    path, "cpu", precision=precision, runtime=runtime or None, trust=bool(trust)
+)
+batch = numpy.zeros((1, 1, predictor.size, predictor.size), numpy.float32)
+predictor.logits(batch)
+first = time.perf_counter()
+for _ in range(2):
+    predictor.logits(batch)
+done.set(); watcher.join()
+print(json.dumps(dict(peak_mb=(max(peak[0], before) - before) / 1e6, import_s=imported - started,
+                      first_s=first - loading)))
+"""
+
+
+def cold_start(predictor: Predictor) -> dict[str, float]:
+    """What a fresh process needs until the first prediction.
+
+    Returns:
+        ``peak_mb``: resident memory in MB on top of the imports, while loading and predicting
+        three single images; ``import_s``: seconds for importing unetlib; ``first_s``: seconds for
+        loading the model and its first prediction.
+
+    Raises:
+        ModelFileError: the process failed.
+    """
+    arguments = [str(predictor.path), predictor.precision, predictor.runtime or ""]
+    arguments += ["trust"] * predictor.trust
+    with tempfile.TemporaryDirectory() as folder:  # what torch.compile kept before does not count
+        output = in_a_fresh_process(
+            COLD_START, *arguments, what=predictor.path, TORCHINDUCTOR_CACHE_DIR=folder
+        )
+    return json.loads(output.strip().splitlines()[-1])
+
+
+def in_a_fresh_process(
+    code: str, *arguments: str, what: str | Path, input: str | None = None, **environment: str
+) -> str:
+    """What a Python program prints that has nothing but its arguments and the files.
+
+    Args:
+        what: the file or folder it works on, named where it fails.
+        input: for its stdin.
+        environment: further environment variables.
+
+    Raises:
+        ModelFileError: it failed.
+    """
+    finished = subprocess.run(
+        [sys.executable, "-c", code, *arguments],
+        input=input,
+        capture_output=True,
+        text=True,
+        env=os.environ | dict(PYTHONPATH=os.pathsep.join(filter(None, sys.path))) | environment,
+    )
+    if finished.returncode:
+        reason = finished.stderr.strip().rpartition("\n")[2] or f"exit {finished.returncode}"
+        raise ModelFileError(f"{what}: a fresh process cannot use it: {reason}")
+    return finished.stdout
+
+
+def multiply_rate(device: str | torch.device = "cpu", precision: str = "fp32") -> float:
+    """The rate in GFLOP/s at which this machine multiplies matrices: the limit for any network."""
+    device = torch.device(device)
+    matrix = torch.rand(2048, 2048, device=device)
+    with torch.inference_mode(), autocast(device, precision):
+        matrix @ matrix
+        seconds = min(_seconds(lambda: (matrix @ matrix)[0, 0].item()) for _ in range(5))
+    return 2 * 2048**3 / seconds / 1e9

@@ -1,0 +1,154 @@
+"""Exported files, images -> tables of how alike, how good, how fast and how large they are."""
+
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import torch
+from tqdm.auto import tqdm
+
+from unetlib.dataset import CarvanaDataset
+from unetlib.deploy.benchmark import benchmark, cold_start
+from unetlib.deploy.formats import RUNTIMES, missing_runtime
+from unetlib.deploy.manifest import FILES, exported_files, read_manifest
+from unetlib.deploy.predict import BATCH_SIZE, Predictor, enlarge, load_predictor
+from unetlib.device import pick_precision
+from unetlib.masks import load_mask
+from unetlib.metrics import dice
+from unetlib.support.cache import decode_once
+
+TOLERANCE = 1e-4  # largest difference in probability allowed to the float formats
+INT8_TOLERANCE = 0.01  # Dice that int8 may lose before it is marked
+NOTE = "undertrained?"  # the mark: a well-trained network loses much less
+
+
+def parity(models_dir: str | Path, samples: pd.DataFrame) -> pd.DataFrame:
+    """Compare every exported format with the PyTorch file on real images, freshly loaded.
+
+    Args:
+        models_dir: where ``export_all`` wrote.
+        samples: sample table with masks.
+
+    Returns:
+        A row per format: ``format``, ``file``, ``bytes``, ``max_abs_diff`` (of probabilities),
+        ``pixels_changed`` (share of pixels on the other side of the threshold), ``dice`` (mean
+        over images, hard masks), ``dice_difference`` (to PyTorch), ``note`` (``NOTE`` for an int8
+        file that loses more than 0.01 Dice, else "").
+    """
+    predictors = [load_predictor(Path(models_dir) / file, "cpu") for file in FILES.values()]
+    rows = []
+    for predictor, _, scores in _scored(predictors, samples, "comparing formats"):
+        difference = scores["dice"] - (rows[0]["dice"] if rows else scores["dice"])
+        lost_much = predictor.format == "int8" and difference < -INT8_TOLERANCE
+        row = dict(format=predictor.format, file=predictor.path.name)
+        row |= dict(bytes=predictor.path.stat().st_size, **scores)
+        rows.append(row | dict(dice_difference=difference, note=NOTE if lost_much else ""))
+    return pd.DataFrame(rows)
+
+
+def _scored(predictors: list[Predictor], samples: pd.DataFrame, title: str) -> Iterator[tuple]:
+    """``(predictor, probabilities (N, H, W), scores)``; the first is the reference."""
+    dataset, first = CarvanaDataset(samples, predictors[0].size, decode=decode_once), None
+    for predictor in tqdm(predictors, title):
+        batches = np.array_split(dataset.images, -(-len(dataset) // BATCH_SIZE))
+        probability = np.concatenate([predictor.predict_maps(batch) for batch in batches])
+        car = probability > predictor.threshold
+        first = first or (probability, car)
+        scores = dict(
+            max_abs_diff=float(np.abs(probability - first[0]).max()),
+            pixels_changed=float((car != first[1]).mean()),
+            dice=dice(car, dataset.coverage >= 128).mean().item(),
+        )
+        yield predictor, probability, scores
+
+
+def compare(
+    models_dir: str | Path,
+    samples: pd.DataFrame,
+    repeats: int = 30,
+    runtimes: Iterable[str] = ("openvino", "compile"),
+) -> pd.DataFrame:
+    """Compare all ways to run the exported model on the CPU: quality, speed, size and memory.
+
+    Args:
+        models_dir: where ``export_all`` wrote; a format whose file is missing is skipped.
+        samples: sample table with masks.
+        runtimes: extra ones to try, see ``predictors_in``.
+
+    Returns:
+        A row per predictor, eager PyTorch in fp32 first: ``name``, ``dice`` at the model's size,
+        ``dice_full`` at the original size, ``agreement`` (share of pixels on the same side of the
+        threshold as the first), ``max_abs_diff`` (of probabilities), ``megabytes``, ``peak_mb``,
+        ``first_s`` (see ``cold_start``), ``p50_ms``, ``p95_ms``, ``ratio``.
+
+    Raises:
+        DataError: no exported model in the folder.
+        ModelFileError: a file is damaged or not the exported one.
+    """
+    predictors = predictors_in(models_dir, runtimes=runtimes)
+    rows = []
+    for predictor, probabilities, scores in _scored(predictors, samples, "scoring"):
+        pairs = zip(probabilities, map(load_mask, samples["mask"]), strict=True)
+        full = [dice(enlarge(p, m.shape) > predictor.threshold, m).item() for p, m in pairs]
+        fresh = cold_start(predictor)
+        row = dict(name=predictor.name, dice=scores["dice"], dice_full=float(np.mean(full)))
+        row |= dict(agreement=1 - scores["pixels_changed"], max_abs_diff=scores["max_abs_diff"])
+        row |= dict(megabytes=predictor.path.stat().st_size / 1e6)
+        rows.append(row | dict(peak_mb=fresh["peak_mb"], first_s=fresh["first_s"]))
+    times = benchmark(predictors, repeats=repeats)[["name", "p50_ms", "p95_ms", "ratio"]]
+    return pd.DataFrame(rows).merge(times, on="name")
+
+
+def predictors_in(
+    models_dir: str | Path,
+    threads: int | None = None,
+    runtimes: str | Iterable[str] = ("openvino", "compile"),
+) -> list[Predictor]:
+    """Every way to run the exported model on this computer's CPU, eager PyTorch fp32 first.
+
+    bf16 is included where the hardware computes with it, the extra runtimes where they are
+    installed. A line is printed for each that is left out.
+
+    Args:
+        models_dir: where ``export_all`` wrote.
+        threads: number of CPU threads to compute with; None: all cores.
+        runtimes: extra ones, of ``formats.Runtime``.
+
+    Raises:
+        DataError: no exported model in the folder.
+        ModelFileError: a file is damaged or not the exported one.
+        ValueError: an unknown runtime, or ``threads`` is not an integer above 0.
+    """
+    models_dir = Path(models_dir)
+    runtimes = [runtimes] if isinstance(runtimes, str) else list(runtimes)
+    unknown = [runtime for runtime in runtimes if runtime not in RUNTIMES]
+    if unknown:
+        raise ValueError(f"runtime {unknown[0]!r} is unknown: use {' or '.join(RUNTIMES)}.")
+    files = exported_files(models_dir)
+    manifest = read_manifest(models_dir)
+    weights = {name: manifest.get(path.name, {}).get("weights") for name, path in files.items()}
+    first = next(iter(files))
+    for name in [name for name in files if weights[name] != weights[first]]:
+        print(f"{files.pop(name)}: left out, of another training than {FILES[first]}; export again")
+    choices = [(path, "fp32", None) for path in files.values()]
+    native = pick_precision(torch.device("cpu"))
+    if native != "bf16":
+        print("bf16: left out, this processor does not compute with it natively")
+    elif "pytorch" in files:
+        choices.insert(1, (files["pytorch"], "bf16", None))
+    for runtime in runtimes:
+        reason = missing_runtime(runtime)
+        if reason:
+            print(f"{runtime}: left out, {reason}")
+        elif runtime == "compile" and "pytorch" in files:
+            choices.append((files["pytorch"], "fp32", runtime))
+        elif runtime == "openvino":
+            onnx = [files[name] for name in ("onnx", "int8") if name in files]
+            choices += [(path, "fp32", runtime) for path in onnx]
+            if native == "bf16" and "onnx" in files:
+                choices.append((files["onnx"], "bf16", runtime))
+    return [
+        load_predictor(path, "cpu", threads, precision, runtime=runtime)
+        for path, precision, runtime in choices
+    ]

@@ -1,0 +1,240 @@
+"""A trained model -> files in every format, proven to agree.
+
+    pytorch       unet_model.pth            weights and architecture; loads without running code
+    torchscript   unet_model_torchjit.pth   a traced program (legacy: deprecated in PyTorch)
+    exported      unet_model_exported.pt2   the program of torch.export, TorchScript's successor
+    onnx          unet_model_onnx.onnx      for any runtime; one file
+    int8          unet_model_int8.onnx      the same, quantised: a quarter of the size
+    manifest.json                           SHA-256 of each: which programs may be opened
+
+Every file carries image size, normalisation and threshold, so that it is enough to predict with.
+"""
+
+import io
+import os
+import tempfile
+import warnings
+from pathlib import Path
+
+import numpy as np
+import onnx
+import onnxscript  # noqa: F401  torch's exporters import these two late, and break if stopped then
+import pandas as pd
+import torch
+import torch.export._trace
+from onnxruntime.quantization import CalibrationDataReader, QuantFormat, QuantType, quantize_static
+from onnxruntime.quantization.shape_inference import quant_pre_process
+from torch.export import Dim
+from tqdm.auto import tqdm
+
+from unetlib.dataset import CarvanaDataset, to_tensor
+from unetlib.deploy.benchmark import in_a_fresh_process
+from unetlib.deploy.compare import TOLERANCE, parity
+from unetlib.deploy.formats import METADATA_KEY, describe, describe_onnx, legacy_allowed
+from unetlib.deploy.manifest import FILES, MANIFEST, check_manifest, write_manifest
+from unetlib.metrics import evaluating
+from unetlib.model import UNet
+from unetlib.store.model_file import load_model, save_model
+from unetlib.support.errors import ModelFileError
+from unetlib.support.files import locked, whole_file
+from unetlib.support.folders import models_dir
+
+OPSET = 20
+CALIBRATION_IMAGES = 32
+
+
+def export_all(
+    run, output_dir: str | Path | None = None, *, train: pd.DataFrame, val: pd.DataFrame
+) -> pd.DataFrame:
+    """Write a run's best model in every format and prove, in a fresh process, that they agree.
+
+    A float format whose probabilities differ by more than 1e-4 is an error of the exporter. How
+    many pixels change sides says nothing about the exporter: where a network has learned little,
+    its probabilities lie near the threshold. So an int8 file that loses more than 0.01 Dice is
+    kept, but marked in the table and in manifest.json, and a warning says what to do.
+
+    Args:
+        run: a trained run (``store.runs.Run``), or the path of a model file.
+        output_dir: where to write; None: ``support.folders.models_dir()``.
+        train: sample table; up to 32 of its images calibrate the quantisation.
+        val: sample table on which the formats are compared.
+
+    Returns:
+        The table of ``parity``.
+
+    Raises:
+        ModelFileError: the run has no finished epoch; a float format differs by over 1e-4 in
+            probability (its file is removed); or the files cannot be written (older ones stay); or
+            the folder's manifest.json is another program's.
+    """
+    output_dir = Path(output_dir) if output_dir is not None else models_dir()
+    check_manifest(output_dir)
+    output_dir.mkdir(parents=True, exist_ok=True)
+
+    def say() -> None:
+        print(f"{output_dir}: another program exports there; waiting for it")
+
+    with (
+        locked(output_dir / ".export.lock", on_wait=say),
+        tempfile.TemporaryDirectory(dir=output_dir, prefix=".export-") as workshop,
+    ):
+        folder = Path(workshop)
+        try:
+            table = _export_into(folder, getattr(run, "checkpoint", run), train, val)
+        except OSError as error:
+            raise ModelFileError(
+                f"{output_dir}: nothing exported, what was there stays: "
+                f"{error.strerror or error}; free some space or choose another folder."
+            ) from None
+        is_float = table["format"] != "int8"
+        wrong = table[is_float & ~(table["max_abs_diff"] <= TOLERANCE)]
+        for file in wrong["file"]:
+            (folder / file).unlink()
+            (output_dir / file).unlink(missing_ok=True)
+        write_manifest(folder, notes=dict(zip(table["file"], table["note"], strict=True)))
+        # Only now do files of an earlier export go. The manifest that vouches for them comes last.
+        for file in [*table["file"].drop(wrong.index), MANIFEST]:
+            os.replace(folder / file, output_dir / file)
+    if len(wrong):
+        raise ModelFileError(
+            f"{', '.join(wrong['file'])}: differs too much from the PyTorch model (over "
+            f"{TOLERANCE} in probability) and was removed; report it with your library versions."
+        )
+    for row in table[table["note"] != ""].itertuples():
+        warnings.warn(
+            f"{output_dir / row.file}: loses {-row.dice_difference:.3f} Dice, so the model is "
+            "probably undertrained: its probabilities lie near the threshold, where small changes "
+            "move many pixels; train longer and export again, and use the fp32 files until then.",
+            stacklevel=2,
+        )
+    return table
+
+
+def _export_into(
+    folder: Path, checkpoint: str | Path, train: pd.DataFrame, val: pd.DataFrame
+) -> pd.DataFrame:
+    path = {name: folder / file for name, file in FILES.items()}
+    model, content = load_model(checkpoint)
+    size, threshold = content["size"], content["threshold"]
+    every = max(1, len(train) // CALIBRATION_IMAGES)
+    calibration = CarvanaDataset(train.iloc[::every][:CALIBRATION_IMAGES], size)
+    images = to_tensor(calibration.images).numpy()
+    steps = (
+        lambda: save_model(path["pytorch"], model, size, threshold, **content["info"]),
+        lambda: export_torchscript(model, path["torchscript"], size, threshold),
+        lambda: export_program(model, path["exported"], size, threshold),
+        lambda: export_onnx(model, path["onnx"], size, threshold),
+        lambda: quantize_int8(path["onnx"], path["int8"], images),
+    )
+    for step in tqdm(steps, desc="exporting"):
+        step()
+    write_manifest(folder)
+    return _parity_in_a_fresh_process(folder, val)
+
+
+PARITY = f"""
+import sys
+import pandas as pd
+from {parity.__module__} import parity
+print(parity(sys.argv[1], pd.read_json(sys.stdin, dtype=dict(id=str, car=str))).to_json())
+"""
+
+
+def _parity_in_a_fresh_process(folder: Path, samples: pd.DataFrame) -> pd.DataFrame:
+    rows = samples.reset_index(drop=True).astype(dict(image=str, mask=str)).to_json()
+    answer = in_a_fresh_process(PARITY, str(folder), what=folder, input=rows)
+    return pd.read_json(io.StringIO(answer.splitlines()[-1]), dtype=dict(note=str))
+
+
+def export_torchscript(model: UNet, path: str | Path, size: int, threshold: float = 0.5) -> None:
+    """Trace a model into a TorchScript file: the recorded program and its weights.
+
+    PyTorch deprecated TorchScript in favour of ``torch.export``; many deployments still load it.
+    """
+    buffer = io.BytesIO()  # where the disk is full, torch's own writer ends the whole process
+    with evaluating(model), legacy_allowed():
+        traced = torch.jit.trace(model, torch.zeros(2, 1, size, size))
+        torch.jit.save(traced, buffer, _extra_files={METADATA_KEY: describe(size, threshold)})
+    with whole_file(path) as part:
+        part.write_bytes(buffer.getbuffer())
+
+
+def _any_size(model: UNet) -> dict:
+    """The dimensions that exported programs leave open: batch, height and width."""
+    height, width = (model.stride * Dim(name, min=1) for name in ("rows", "columns"))
+    return {"x": {0: Dim("batch"), 2: height, 3: width}}
+
+
+def export_program(model: UNet, path: str | Path, size: int, threshold: float = 0.5) -> None:
+    """Write a ``.pt2`` file with ``torch.export``: the graph and its weights, TorchScript's heir.
+
+    Any batch size, height and width (multiples of the model's stride).
+    """
+    with evaluating(model):
+        example = (torch.zeros(2, 1, size, size),)
+        program = torch.export.export(model, example, dynamic_shapes=_any_size(model))
+    for node in program.graph.nodes:
+        node.meta.pop("stack_trace", None)  # it names this computer's folders
+    buffer = io.BytesIO()
+    torch.export.save(program, buffer, extra_files={METADATA_KEY: describe(size, threshold)})
+    with whole_file(path) as part:
+        part.write_bytes(buffer.getbuffer())
+
+
+def export_onnx(model: UNet, path: str | Path, size: int, threshold: float = 0.5) -> None:
+    """Write an ONNX file: one file, input ``input`` float32 ``(batch, 1, H, W)`` in [0, 1], output
+    ``logits`` of the same shape, any batch size, H and W in multiples of the stride, opset 20.
+    """
+    with whole_file(path) as part, evaluating(model):
+        torch.onnx.export(
+            model,
+            (torch.zeros(2, 1, size, size),),
+            part,
+            input_names=["input"],
+            output_names=["logits"],
+            dynamic_shapes=_any_size(model),
+            opset_version=OPSET,
+            external_data=False,
+            verbose=False,
+        )
+        describe_onnx(part, describe(size, threshold))
+
+
+class _Calibration(CalibrationDataReader):
+    """Hands images to the quantiser one by one."""
+
+    def __init__(self, images: np.ndarray):
+        self.batches = iter([{"input": image[None]} for image in images])
+
+    def get_next(self) -> dict[str, np.ndarray] | None:
+        return next(self.batches, None)
+
+
+def quantize_int8(onnx_path: str | Path, path: str | Path, calibration: np.ndarray) -> None:
+    """Quantise an ONNX file statically: 8-bit weights and activations (QDQ format).
+
+    Weights become int8 with a scale per output channel; activations uint8 with one scale per
+    tensor, from the range each takes on the calibration images. That pair of types is the fast one
+    on CPUs. Weights use 7 of the 8 bits: without VNNI instructions, pairs of products are summed in
+    16 bits and would overflow. ONNX Runtime has no 8-bit transposed convolution: those two stay
+    float.
+
+    Args:
+        calibration: training images through the dataset's own transform, float32 ``(N, 1, H, W)``
+            in [0, 1]; 16 to 64 are enough.
+    """
+    description = onnx.load(onnx_path).metadata_props[0].value
+    with tempfile.TemporaryDirectory() as folder, whole_file(path) as part:
+        prepared = Path(folder) / "prepared.onnx"
+        quant_pre_process(onnx_path, prepared, skip_symbolic_shape=True)
+        quantize_static(
+            prepared,
+            part,
+            _Calibration(calibration),
+            quant_format=QuantFormat.QDQ,
+            activation_type=QuantType.QUInt8,
+            weight_type=QuantType.QInt8,
+            per_channel=True,
+            reduce_range=True,
+        )
+        describe_onnx(part, description)

@@ -1,0 +1,158 @@
+"""A folder of exported files <-> ``manifest.json``: which file is which, and may it be opened.
+
+Weights (``.pth``) and graphs (``.onnx``) are data: opening one runs none of its content.
+TorchScript and ``.pt2`` files are programs, so they are opened only if ``manifest.json`` beside
+them names their SHA-256, or if the caller trusts whoever made them. A file of any format whose
+SHA-256 is not the one named there is damaged or not what was exported, and is refused. The manifest
+does not say who exported: a folder from a stranger brings a manifest of its own.
+"""
+
+import hashlib
+import json
+import zipfile
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+
+from unetlib.pictures import DataError
+from unetlib.support.errors import ModelFileError
+from unetlib.support.files import whole_file
+
+FILES = {
+    "pytorch": "unet_model.pth",
+    "torchscript": "unet_model_torchjit.pth",
+    "exported": "unet_model_exported.pt2",
+    "onnx": "unet_model_onnx.onnx",
+    "int8": "unet_model_int8.onnx",
+}
+PROGRAMS = ("torchscript", "exported")
+MANIFEST = "manifest.json"
+OLD_CHECKSUM = "sha256"  # an entry of no file: unetlib 0.1 kept the manifest's own checksum there
+
+
+def check_manifest(folder: Path) -> None:
+    """Refuse a folder whose ``manifest.json`` is another program's: ours would replace it.
+
+    Raises:
+        ModelFileError: there is one, and it names other things than exported files.
+    """
+    try:
+        content = json.loads((folder / MANIFEST).read_bytes())
+    except (FileNotFoundError, ValueError):  # none, or ours and damaged: it will be replaced
+        return
+    if not isinstance(content, dict) or content.keys() - {*FILES.values(), OLD_CHECKSUM}:
+        raise ModelFileError(
+            f"{folder / MANIFEST}: not written by unetlib, so kept; choose another folder."
+        )
+
+
+def write_manifest(
+    folder: Path, files: Iterable[Path] | None = None, notes: Mapping[str, str] | None = None
+) -> None:
+    """Record what was written into a folder, so that a changed or exchanged file is noticed.
+
+    For each file the manifest holds its SHA-256, its size in bytes, ``weights`` (the SHA-256 of the
+    ``.pth`` file whose weights it has) and, where there is something to know, a ``note``.
+
+    Args:
+        files: written just now, all of the same weights; None: every exported file there is. What
+            the manifest says of other files stays.
+        notes: file name -> what a user should know of it.
+
+    Raises:
+        ModelFileError: see ``check_manifest``.
+    """
+    check_manifest(folder)
+    try:
+        content = read_manifest(folder)
+    except ModelFileError:  # nothing is known of the other files any more
+        content = {}
+    weights = file_hash(folder / FILES["pytorch"])
+    for file in exported_files(folder).values() if files is None else files:
+        entry = dict(sha256=file_hash(file), bytes=file.stat().st_size, weights=weights)
+        note = (notes or {}).get(file.name)
+        content[file.name] = entry | (dict(note=note) if note else {})
+    with whole_file(folder / MANIFEST) as part:
+        part.write_text(json.dumps(content, indent=1), encoding="utf-8")
+
+
+def read_manifest(folder: Path) -> dict[str, dict]:
+    """What ``write_manifest`` wrote: file name -> entry; empty where there is no manifest.
+
+    Raises:
+        ModelFileError: there is one, and it is damaged.
+    """
+    try:
+        content = json.loads((folder / MANIFEST).read_bytes())
+        content.pop(OLD_CHECKSUM, None)
+        return {name: dict(entry) for name, entry in content.items()}
+    except FileNotFoundError:
+        return {}
+    except (OSError, ValueError, TypeError, AttributeError):
+        raise ModelFileError(
+            f"{folder / MANIFEST}: damaged, so it vouches for nothing; export again, or delete it."
+        ) from None
+
+
+def file_hash(path: Path) -> str:
+    """SHA-256 of a file, 64 hex digits."""
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def exported_files(folder: Path) -> dict[str, Path]:
+    """The exported files that a folder holds: format -> path, in the order of ``FILES``.
+
+    Raises:
+        DataError: there is none.
+    """
+    found = {name: folder / file for name, file in FILES.items() if (folder / file).is_file()}
+    if not found:
+        raise DataError(f"{folder}: no exported model here; run python -m unetlib export first.")
+    return found
+
+
+def check_file(path: str | Path, trust: bool = False) -> str:
+    """What kind of model file this is, or why it must not be opened; nothing of it is executed.
+
+    Args:
+        trust: do not ask ``manifest.json`` beside it.
+
+    Returns:
+        ``pytorch`` (weights), ``torchscript``, ``exported`` or ``onnx`` (int8 files included).
+
+    Raises:
+        ModelFileError: no such file; a program that the manifest does not name; or not the file
+            that the manifest describes.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise ModelFileError(
+            f"{path}: no such file; export a model first (python -m unetlib export)."
+        )
+    suffix = path.suffix.lower()
+    kind = {".onnx": "onnx", ".pt2": "exported"}.get(suffix)
+    if kind is None:
+        kind = "torchscript" if _is_torchscript(path) else "pytorch"
+    if trust:
+        return kind
+    known = read_manifest(path.parent).get(path.name, {}).get("sha256")
+    if known is None and kind in PROGRAMS:
+        raise ModelFileError(
+            f"{path}: refused, a program that {MANIFEST} beside it does not vouch for; export it "
+            "again, or pass trust=True if you trust whoever made it."
+        )
+    if known is not None and known != file_hash(path):
+        raise ModelFileError(
+            f"{path}: refused, it is not the file that {MANIFEST} beside it describes: damaged or "
+            "replaced; export it again, or pass trust=True if you trust whoever made it."
+        )
+    return kind
+
+
+def _is_torchscript(path: Path) -> bool:
+    """Both kinds of ``.pth`` are zip archives; only a TorchScript program has constants."""
+    try:
+        with zipfile.ZipFile(path) as archive:
+            return any(name.endswith("/constants.pkl") for name in archive.namelist())
+    except Exception:  # no archive, or a damaged one: zipfile raises errors of several kinds
+        return False

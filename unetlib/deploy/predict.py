@@ -1,0 +1,165 @@
+"""Images -> masks: one predictor over all formats."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import torch
+from PIL import Image
+from PIL.PngImagePlugin import PngInfo
+
+from unetlib.dataset import to_tensor
+from unetlib.deploy.formats import LogitsFunction, Runtime, open_model
+from unetlib.pictures import image_size, load_image, sides
+
+BATCH_SIZE = 16
+MASK_SIGN = "tEXtSoftware\0unetlib"  # near the start of a file that save_mask wrote
+
+
+class Predictor:
+    """A model file ready to predict, whatever its format; ``load_predictor`` makes it.
+
+    Attributes:
+        name: for tables, for example ``pytorch fp32`` or ``openvino int8``.
+        format: ``pytorch``, ``torchscript``, ``exported``, ``onnx`` or ``int8``.
+        size: image side in pixels that the model was trained at.
+        threshold: of the probability above which a pixel counts as car.
+        path, precision, runtime, trust: what it was opened with.
+        logits: the bare model: float32 arrays ``(N, 1, H, W)`` in [0, 1] -> logits.
+    """
+
+    def __init__(self, logits: LogitsFunction, info: dict, path, precision, trust, runtime):
+        self.logits = logits
+        self.format, self.size, self.threshold = info["format"], info["size"], info["threshold"]
+        self.path, self.precision, self.trust, self.runtime = Path(path), precision, trust, runtime
+        numbers = "int8" if self.format == "int8" else precision
+        self.name = " ".join(dict.fromkeys([runtime or self.format, numbers]))  # int8 named once
+
+    def predict_proba(
+        self,
+        image_or_images,
+        size: str | int | tuple[int, int] = "original",
+        *,
+        flip: bool = False,
+    ) -> np.ndarray | list[np.ndarray]:
+        """Probability of car for every pixel.
+
+        The small probability map is enlarged bilinearly: thresholding comes last, so that the edge
+        is not a staircase.
+
+        Args:
+            image_or_images: a path, PIL image or array (see ``pictures.load_image``), or a list,
+                iterator or table column of them.
+            size: of the result: ``original`` (the image's own), ``model`` (as the model gives it,
+                nothing enlarged), or ``(height, width)`` in pixels, or a square's side.
+            flip: predict the mirrored picture too and take the mean (test-time augmentation).
+
+        Returns:
+            float32 ``(H, W)`` in [0, 1]; for a list, a list of them.
+
+        Raises:
+            DataError: an image cannot be read.
+            ValueError: an impossible size.
+        """
+        if isinstance(size, str) and size not in ("original", "model"):
+            raise ValueError(f"size={size!r}: give 'original', 'model' or (height, width).")
+        if not isinstance(size, str):
+            size = sides(size)
+        if _are_several(image_or_images):
+            return list(self._predict(list(image_or_images), size, flip))
+        return next(self._predict([image_or_images], size, flip))
+
+    def predict_mask(
+        self,
+        image_or_images,
+        threshold: float | None = None,
+        size: str | int | tuple[int, int] = "original",
+        *,
+        flip: bool = False,
+    ) -> np.ndarray | list[np.ndarray]:
+        """Masks, boolean ``(H, W)``: probability above the threshold.
+
+        Arguments, result and errors as for ``predict_proba``; ``threshold`` None takes the file's
+        own, usually 0.5.
+        """
+        threshold = self.threshold if threshold is None else threshold
+        probability = self.predict_proba(image_or_images, size, flip=flip)
+        if isinstance(probability, list):
+            return [one > threshold for one in probability]
+        return probability > threshold
+
+    def predict_maps(self, images: np.ndarray, flip: bool = False) -> np.ndarray:
+        """Probabilities for images as ``load_image`` gives them, nothing resized.
+
+        Args:
+            images: uint8 ``(N, H, W)``, sides in multiples of the model's stride.
+
+        Returns:
+            float32 ``(N, H, W)``.
+        """
+        batch = to_tensor(images).numpy()
+        probability = torch.sigmoid(torch.from_numpy(self.logits(batch)[:, 0]))
+        if flip:
+            mirrored = np.ascontiguousarray(batch[..., ::-1])
+            logits = torch.from_numpy(self.logits(mirrored)[:, 0])
+            probability = (probability + torch.sigmoid(logits).flip(-1)) / 2
+        return probability.numpy()
+
+    def _predict(self, images: list, size, flip: bool) -> Iterator[np.ndarray]:
+        for start in range(0, len(images), BATCH_SIZE):
+            batch = images[start : start + BATCH_SIZE]
+            maps = self.predict_maps(np.stack([load_image(one, self.size) for one in batch]), flip)
+            for image, probability in zip(batch, maps, strict=True):
+                own = probability.shape if size == "model" else image_size(image)
+                yield enlarge(probability, own if isinstance(size, str) else size)
+
+
+def _are_several(images) -> bool:
+    """Whether these are images and not one; a set is neither, because it has no order."""
+    if isinstance(images, np.ndarray):
+        return images.dtype.kind in "OU"  # paths
+    listed = (list, tuple, Iterator, pd.Series, pd.Index, pd.api.extensions.ExtensionArray)
+    return isinstance(images, listed) and not hasattr(images, "read")  # an open file has lines
+
+
+def enlarge(probability: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+    """A float32 map at another size ``(height, width)``, bilinearly; unchanged at its own size."""
+    if probability.shape == tuple(size):
+        return probability
+    height, width = size
+    image = Image.fromarray(probability)
+    return np.asarray(image.resize((width, height), Image.Resampling.BILINEAR))
+
+
+def save_mask(mask: np.ndarray, path: str | Path) -> None:
+    """Write a boolean mask ``(H, W)`` as a PNG file, 0/255, signed with ``MASK_SIGN``."""
+    signature = PngInfo()
+    signature.add_text("Software", "unetlib")
+    Image.fromarray(mask).save(path, "PNG", pnginfo=signature)
+
+
+def load_predictor(
+    path: str | Path,
+    device=None,
+    threads: int | None = None,
+    precision: str = "fp32",
+    trust: bool = False,
+    runtime: Runtime | None = None,
+) -> Predictor:
+    """Open a model file of any format that ``export_all`` writes, or a run's checkpoint.
+
+    Args:
+        device: for the PyTorch formats; None picks the best. ONNX files run on the CPU.
+        threads: number of CPU threads to compute with; None: all cores.
+        precision: ``fp32`` or ``bf16``, for ``.pth`` files of weights only and for OpenVINO.
+        trust: open a file although ``manifest.json`` beside it does not name its SHA-256; a
+            TorchScript or ``.pt2`` file is a program and can run any code.
+        runtime: None picks it from the file; ``openvino`` for ONNX files, ``compile`` for ``.pth``.
+
+    Raises:
+        ModelFileError: no such file, unreadable, not written by unetlib, or not to be trusted.
+        ValueError: the device is not there, or ``threads`` is not an integer above 0.
+    """
+    logits, info = open_model(path, device, threads, precision, trust, runtime)
+    return Predictor(logits, info, path, precision, trust, runtime)

@@ -1,0 +1,278 @@
+"""Images -> masks of a whole folder: PNG files or Kaggle's submission, safe to stop.
+
+Reading images, the network, and writing masks overlap. Each finished image is a file: its mask, or
+its run-length code in a folder beside the csv file. So a stopped run finds again what it has
+finished, and several processes share the images.
+"""
+
+import csv
+import errno
+import json
+import os
+import shutil
+import sys
+import uuid
+from collections import Counter
+from collections.abc import Callable, Iterable
+from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
+
+import numpy as np
+from accelerate import Accelerator
+from accelerate.utils import broadcast_object_list, gather_object
+from tqdm.auto import tqdm
+
+from unetlib.carvana import IMAGE_SUFFIXES
+from unetlib.deploy.images import paths_of
+from unetlib.deploy.manifest import file_hash
+from unetlib.deploy.predict import BATCH_SIZE, MASK_SIGN, Predictor, enlarge, save_mask
+from unetlib.masks import rle_encode
+from unetlib.pictures import UNREADABLE, DataError, image_size, load_image
+from unetlib.support.files import whole_file
+
+# What a data set calls its own masks; the csv files look like a submission.
+TRUTH = ("train_masks", "train_masks.csv", "metadata.csv", "sample_submission.csv")
+HEADER, UNREADABLE_HEADER = "img,rle_mask\n", "file,problem\n"
+
+
+def write_masks(
+    predictor: Predictor,
+    images: str | Path | Iterable[str | Path],
+    folder: str | Path,
+    *,
+    flip: bool = False,
+    accelerator: Accelerator | None = None,
+) -> list[tuple[str, str]]:
+    """Write each image's mask as ``<stem>_mask.png`` (0/255, original size).
+
+    Arguments, result and errors as for ``write_submission``; what is left out is listed in
+    ``unreadable.csv`` among the masks. Only masks written here are replaced.
+    """
+    folder, images = Path(folder), paths_of(images)
+    if folder.is_file() or (folder.suffix.lower() in IMAGE_SUFFIXES and not folder.is_dir()):
+        raise DataError(f"{folder}: give --output a folder, or a file whose name ends in .csv.")
+    here = [image for image in images if image.resolve().parent == folder.resolve()]
+    if here:
+        raise DataError(
+            f"{here[0]}: its own folder cannot take the masks; choose another --output."
+        )
+    results, unreadable = {i: folder / f"{i.stem}_mask.png" for i in images}, "unreadable.csv"
+    signs = {folder / unreadable: UNREADABLE_HEADER} | dict.fromkeys(results.values(), MASK_SIGN)
+    _check_output(folder, results, signs)
+
+    def write(mask: np.ndarray, path: Path, image: Path) -> None:
+        save_mask(mask, path)
+
+    job = _Job(predictor, results, folder / ".parts", write, flip, accelerator)
+    return job.run(folder / unreadable)
+
+
+def write_submission(
+    predictor: Predictor,
+    images: str | Path | Iterable[str | Path],
+    path: str | Path,
+    *,
+    flip: bool = False,
+    accelerator: Accelerator | None = None,
+) -> list[tuple[str, str]]:
+    """Write Kaggle's submission file, columns ``img,rle_mask``, a line per image in order.
+
+    The file appears whole or not at all. A run that was stopped or killed goes on after the last
+    images that it finished. An image that cannot be read, or whose name cannot be written, gets no
+    line; it is reported, and listed in ``<stem>.unreadable.csv`` beside the output.
+
+    Args:
+        flip: predict the mirrored picture too and take the mean.
+        accelerator: of one of several processes (``support.processes.start_accelerator``): they
+            share the images, on one computer or on several with one file system.
+
+    Returns:
+        ``(file, problem)`` of each image that was left out; of several processes the first has
+        the list, the others an empty one.
+
+    Raises:
+        DataError: two images of one name, or none that can be read; or the output would replace
+            something that unetlib did not write, or a data set's own masks; or another run has
+            begun to write the same output.
+    """
+    path, images = Path(path), paths_of(images)
+    parts, unreadable = path.with_name(f".{path.name}.parts"), f"{path.stem}.unreadable.csv"
+    results = {image: parts / "codes" / image.name for image in images}
+    signs = {path: HEADER, path.with_name(unreadable): UNREADABLE_HEADER}
+    _check_output(path, results, signs)
+
+    def write(mask: np.ndarray, path: Path, image: Path) -> None:
+        image.name.encode()  # the csv file takes UTF-8 only
+        path.write_text(rle_encode(mask) + "\n", newline="\n")
+
+    def merge(finished: list[Path]) -> None:
+        codes = ((image.name, results[image].read_text().strip()) for image in finished)
+        _write_csv(path, HEADER, codes)
+
+    job = _Job(predictor, results, parts, write, flip, accelerator)
+    return job.run(path.with_name(unreadable), merge)
+
+
+class _Job:
+    """Images to predict with one model, each into the file that ``results`` names.
+
+    In the folder ``parts``, ``job.json`` says in one line how they are predicted; a result that is
+    younger than it is of this job. A run that begins another job removes the folder first.
+    """
+
+    def __init__(
+        self, predictor, results: dict[Path, Path], parts: Path, write: Callable, flip, accelerator
+    ):
+        self.predictor, self.results, self.parts, self.write = predictor, results, parts, write
+        self.flip, self.accelerator, self.job_file = flip, accelerator, parts / "job.json"
+        self.rank = accelerator.process_index if accelerator else 0
+        self.problems: dict[Path, str] = {}
+        about = dict(model=file_hash(predictor.path), predictor=predictor.name, flip=flip)
+        self.about = json.dumps(about | dict(threshold=predictor.threshold))
+
+    def run(
+        self, unreadable: Path, merge: Callable[[list[Path]], None] | None = None
+    ) -> list[tuple[str, str]]:
+        """Predict what is not done yet, together with the other processes; then end the job, so
+        that a repeated command predicts everything again.
+        """
+        try:
+            if self.rank == 0 and not self._is_ours():
+                if self.parts.exists():
+                    shutil.rmtree(self.parts)
+                (self.parts / "codes").mkdir(parents=True)
+                with whole_file(self.job_file) as part:
+                    part.write_text(self.about, encoding="utf-8")
+            if self.accelerator:  # one list for all, whatever happens to the images meanwhile
+                (self.results,) = broadcast_object_list([self.results])
+                self.accelerator.wait_for_everyone()
+            self._predict_share()
+            if self.accelerator:
+                for problems in gather_object([self.problems]):
+                    self.problems |= problems
+            if self.rank > 0:
+                return []
+            if not self._is_ours():
+                raise FileNotFoundError
+            left_out = [(str(one), why) for one in self.results if (why := self.problems.get(one))]
+            finished = [image for image in self.results if image not in self.problems]
+            if merge is not None and finished:
+                merge(finished)
+        except FileNotFoundError:
+            raise DataError(
+                f"{self.parts}: changed by another run while this one worked; run it again."
+            ) from None
+        shutil.rmtree(self.parts)
+        if left_out and not finished:
+            raise DataError(f"None of the {len(left_out)} images can be read: {left_out[0][1]}")
+        if left_out:
+            _write_csv(unreadable, UNREADABLE_HEADER, left_out)
+        else:
+            unreadable.unlink(missing_ok=True)
+        return left_out
+
+    def _is_ours(self) -> bool:
+        return self.job_file.is_file() and self.job_file.read_bytes() == self.about.encode()
+
+    def _is_done(self, image: Path, begun: int) -> bool:
+        """Whether an image's result is younger than the job and the image.
+
+        Equally old does not count: a file system's clock may tick only every few milliseconds.
+        """
+        try:
+            result, source, link = self.results[image].stat(), image.stat(), image.lstat()
+        except OSError:
+            return False
+        changed = max(source.st_mtime_ns, source.st_ctime_ns, link.st_ctime_ns)
+        return result.st_size > 0 and result.st_mtime_ns > max(begun, changed)
+
+    def _predict_share(self) -> None:
+        """Predict this process's images; threads read the next and write the last ones."""
+        world_size = self.accelerator.num_processes if self.accelerator else 1
+        mine, begun = list(self.results)[self.rank :: world_size], self.job_file.stat().st_mtime_ns
+        left = [image for image in mine if not self._is_done(image, begun)]
+        batches = [left[at : at + BATCH_SIZE] for at in range(0, len(left), BATCH_SIZE)]
+        counts = dict(total=len(mine), initial=len(mine) - len(left), disable=self.rank > 0)
+        with tqdm(desc="predicting", unit="img", **counts) as bar, ThreadPoolExecutor() as pool:
+            reading = [(one, pool.submit(self._read, one)) for one in left[: 2 * BATCH_SIZE]]
+            writing: list[tuple[Path, Future]] = []
+            for number, batch in enumerate(batches):
+                good = [(one, got) for one, got in self._results(reading[: len(batch)]) if got]
+                ahead = [one for later in batches[number + 2 : number + 3] for one in later]
+                reading = reading[len(batch) :]
+                reading += [(one, pool.submit(self._read, one)) for one in ahead]
+                maps = self._predict([grey for _, (grey, _) in good])
+                list(self._results(writing))  # written while the network computed
+                writing = [
+                    (image, pool.submit(self._finish, image, probability, size))
+                    for (image, (_, size)), probability in zip(good, maps, strict=True)
+                ]
+                bar.update(len(batch))
+            list(self._results(writing))
+
+    def _results(self, futures: list[tuple[Path, Future]]) -> Iterable[tuple[Path, object]]:
+        """What the threads returned; None, and a note, where they could not."""
+        for image, future in futures:
+            try:
+                yield image, future.result()
+            except DataError as error:
+                self.problems[image] = str(error)
+                shown = str(error).encode(errors="backslashreplace").decode()  # not always UTF-8
+                tqdm.write(f"left out: {shown}", file=sys.stderr)
+                yield image, None
+
+    def _read(self, image: Path) -> tuple[np.ndarray, tuple[int, int]]:
+        try:
+            return load_image(image, self.predictor.size), image_size(image)
+        except UNREADABLE as error:
+            raise error if isinstance(error, DataError) else DataError(str(error)) from None
+
+    def _predict(self, images: list[np.ndarray]) -> np.ndarray:
+        if not images:
+            return []
+        # Batches are filled up: sums round differently in batches of different sizes, and a run
+        # that was stopped must end in the same files as one that was not.
+        missing = min(BATCH_SIZE, len(self.results)) - len(images)
+        filled = np.pad(np.stack(images), ((0, missing), (0, 0), (0, 0)))
+        return self.predictor.predict_maps(filled, self.flip)[: len(images)]
+
+    def _finish(self, image: Path, probability: np.ndarray, size: tuple[int, int]) -> bool:
+        mask = enlarge(probability, size) > self.predictor.threshold
+        unfinished, result = self.parts / uuid.uuid4().hex, self.results[image]
+        try:
+            self.write(mask, unfinished, image)
+            os.replace(unfinished, result)
+        except (UnicodeEncodeError, OSError) as error:
+            if getattr(error, "errno", None) not in (None, errno.ENAMETOOLONG, errno.EILSEQ):
+                raise
+            raise DataError(
+                f"{result}: no file or csv line takes such a name; rename it."
+            ) from None
+        return True
+
+
+def _check_output(output: Path, results: dict[Path, Path], signs: dict[Path, str]) -> None:
+    """Refuse two results of one name, and to replace what is a data set's or not like ours."""
+    twice = [
+        name for name, count in Counter(one.name for one in results.values()).items() if count > 1
+    ]
+    if twice:
+        raise DataError(f"{twice[0]}: two images of this name; predict their folders in turn.")
+    if output.resolve().name.lower() in TRUTH:
+        raise DataError(f"{output}: named as a data set's own masks; choose another --output.")
+    for path, sign in signs.items():
+        if os.path.isfile(path):
+            with open(path, "rb") as file:
+                start = file.read(128).strip(b"\0")  # a power failure leaves nothing, or zeros
+        if os.path.isdir(path) or (os.path.isfile(path) and start and sign.encode() not in start):
+            raise DataError(f"{path}: not written by unetlib, so kept; choose another --output.")
+
+
+def _write_csv(path: Path, header: str, rows: Iterable[tuple[str, str]]) -> None:
+    with (
+        whole_file(path) as part,
+        # A byte of a name that is not UTF-8 is written as \udcXX.
+        open(part, "w", newline="", encoding="utf-8", errors="backslashreplace") as file,
+    ):
+        file.write(header)
+        csv.writer(file, lineterminator="\n").writerows(rows)

@@ -1,0 +1,1 @@
+"""Data sets from elsewhere: list, check, download, make small ones."""

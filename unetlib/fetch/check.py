@@ -1,0 +1,71 @@
+"""All that is wrong with a data set, in one table."""
+
+from functools import partial
+from pathlib import Path
+
+import pandas as pd
+
+from unetlib import carvana, config
+from unetlib.carvana import IMAGE_SUFFIXES, MASK_SUFFIXES, Pair, files_in
+from unetlib.fetch.samples import Finding, collect, inspect
+from unetlib.fetch.tables import RECREATE, read_table, summarize
+from unetlib.masks import load_mask, rle_decode
+from unetlib.pictures import DataError, Problem
+
+
+def check(root: str | Path | None = None) -> pd.DataFrame:
+    """Find all that is wrong with a data set at once: decode every file, compare the csv files.
+
+    Nothing is changed or remembered. ``find_samples`` is faster: it trusts the inside of photos and
+    reads no csv file.
+
+    Args:
+        root: a folder in Carvana's layout; None: ``config.data_dir()``.
+
+    Returns:
+        A table of text with a row for each problem and the columns ``file`` (as seen from root),
+        ``problem`` and ``remedy``; no rows if all is well.
+    """
+    root = Path(root if root is not None else config.data_dir())
+    rles_csv, cars_csv = root / "train_masks.csv", root / "metadata.csv"
+    rles, problems = read_table(rles_csv, "img", "rle_mask")
+    cars, found = read_table(cars_csv, "id")
+    codes = {} if rles is None else rles.set_index("id")["rle_mask"]
+    samples = collect(root, partial(_inspect_whole, codes=codes))
+    problems += found + samples.attrs["problems"]
+    photos = files_in(carvana.train_dir(root), IMAGE_SUFFIXES)
+    labelled = samples[samples["mask"] != ""]
+    if rles is not None:
+        missing = set(labelled["id"]) - set(rles["id"])
+        lost = set(rles["id"]) - {path.stem for path in photos}
+        problems += summarize(rles_csv, missing, "image(s) without a row")
+        problems += summarize(rles_csv, lost, "row(s) without an image", "restore the images")
+    if cars is not None:
+        missing = set(samples["car"]) - set(cars["id"])
+        problems += summarize(cars_csv, missing, "car(s) without a line", "add a line for each")
+    problems += [
+        Problem(str(path), "ignored: not a JPEG or PNG file", "convert it or move it elsewhere")
+        for folder in (carvana.train_dir(root), root / "test", root / "train_masks")
+        for path in files_in(folder)
+        if path.suffix.lower() not in MASK_SUFFIXES and not path.is_dir()
+    ]
+    seen = [one._replace(file=Path(one.file).relative_to(root).as_posix()) for one in problems]
+    return pd.DataFrame(seen, columns=Problem._fields)
+
+
+def _inspect_whole(pair: Pair, codes: pd.Series | dict) -> Finding:
+    """``inspect`` with the photo decoded whole and the mask compared with its run-length code."""
+    row, problems = inspect(pair, whole=True)
+    code = codes.get(pair.image.stem)
+    if row is None or pair.mask is None or code is None:
+        return row, problems
+    try:
+        mask = load_mask(pair.mask)
+        wrong = (rle_decode(code, *mask.shape) != mask).sum()
+        problem = f"differs from {pair.mask.name} in {wrong} pixels"
+    except DataError as error:
+        wrong, problem = 1, str(error).rstrip(".")
+    if wrong:
+        table = str(pair.mask.parent.with_suffix(".csv"))
+        problems.append(Problem(table, f"row {pair.image.stem}: {problem}", RECREATE))
+    return row, problems

@@ -1,0 +1,89 @@
+"""A data set's two csv files, both optional, -> tables: ``train_masks.csv``, ``metadata.csv``."""
+
+import csv
+import os
+from collections.abc import Iterable
+from pathlib import Path
+
+import pandas as pd
+
+from unetlib import config
+from unetlib.fetch.samples import warn_of
+from unetlib.pictures import DataError, Problem
+
+RECREATE = "write the file again or download it again"
+
+
+def read_metadata(root: str | Path | None = None) -> pd.DataFrame | None:
+    """Read ``metadata.csv`` (id, year, make, model, trim1, trim2; id is the car).
+
+    Returns None, and says so in one line, when the data set has none. All but the year is text.
+    Malformed rows and second rows of a car are left out with a warning. Join it to the samples with
+    ``samples.merge(metadata, left_on="car", right_on="id", suffixes=("", "_car"))``.
+
+    Raises:
+        DataError: not a csv file with a column ``id``.
+    """
+    table = _read(root, "metadata.csv", "id")
+    if table is not None and "year" in table:
+        table["year"] = pd.to_numeric(table["year"], errors="coerce")
+    return table
+
+
+def read_rles(root: str | Path | None = None) -> pd.Series | None:
+    """Read ``train_masks.csv`` as run-length codes (text) by sample id; see ``read_metadata``.
+
+    Raises:
+        DataError: not a csv file with the columns ``img`` and ``rle_mask``.
+    """
+    table = _read(root, "train_masks.csv", "img", "rle_mask")
+    return None if table is None else table.set_index("id")["rle_mask"]
+
+
+def _read(root: str | Path | None, name: str, *columns: str) -> pd.DataFrame | None:
+    root = Path(root if root is not None else config.data_dir())
+    table, problems = read_table(root / name, *columns)
+    if table is None and problems:
+        raise DataError(problems[0])
+    if table is None:
+        print(f"no {name} in this data set: skipped")
+    warn_of("left out", problems, stacklevel=4)
+    return table
+
+
+def read_table(path: Path, *columns: str) -> tuple[pd.DataFrame | None, list[Problem]]:
+    """Read the well-formed rows of a csv file as text.
+
+    Returns:
+        The table with a unique ``id`` (the first of ``columns`` without an image's suffix), and
+        what was left out; no table if there is no such file, which is no problem, or if it is not a
+        csv file with these columns.
+    """
+    if not os.path.isfile(path):
+        return None, []
+    csv.field_size_limit(2**31 - 1)  # the code of a large mask exceeds the usual limit
+    try:
+        # Not by pandas, which would fill up short rows and make an index of long ones.
+        with path.open(newline="", encoding="utf-8-sig") as file:
+            header, *rows = filter(None, csv.reader(file))
+        if not set(columns) <= set(header):
+            raise ValueError("a column is missing")
+    except (OSError, ValueError, csv.Error):
+        problem = f"not a csv file with the column(s) {', '.join(columns)}"
+        return None, [Problem(str(path), problem, "download it anew, or delete it: it is optional")]
+    malformed = [" ".join(row[0].split())[:30] for row in rows if len(row) != len(header)]
+    complete = [row for row in rows if len(row) == len(header)]
+    table = pd.DataFrame(complete, columns=header, dtype=str)
+    table = table.loc[:, ~table.columns.duplicated()]
+    ids = table[columns[0]].str.replace(r"\.(jpe?g|png)$", "", case=False, regex=True)
+    doubled = ids.duplicated()
+    problems = summarize(path, malformed, "malformed row(s)")
+    problems += summarize(path, ids[doubled], "doubled row(s), the first is used")
+    return table.assign(id=ids)[~doubled].reset_index(drop=True), problems
+
+
+def summarize(path: Path, names: Iterable[str], what: str, remedy=RECREATE) -> list[Problem]:
+    """One problem that counts these names and shows the first three; none if there are none."""
+    names = sorted(names)
+    shown = ", ".join(names[:3]) + (" ..." if len(names) > 3 else "")
+    return [Problem(str(path), f"{len(names)} {what}: {shown}", remedy)] if names else []

@@ -1,0 +1,33 @@
+"""Logits, masks -> a loss to train with. All take ``(B, 1, H, W)`` and return a float32 scalar."""
+
+import torch
+from torch.nn import functional as F
+
+
+def bce_loss(logits: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+    """Mean binary cross-entropy over all pixels, from logits (the numerically stable form).
+
+    The mask lies in [0, 1].
+    """
+    return F.binary_cross_entropy_with_logits(logits.float(), mask)
+
+
+def soft_dice_loss(logits: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+    """1 - Dice of probabilities, per image, then averaged; 0 is perfect.
+
+    Dice without a threshold, so that it has a gradient: Milletari et al., V-Net, 2016,
+    https://arxiv.org/abs/1606.04797 (here with plain sums in the denominator). The 1 added above
+    and below makes an empty prediction of an empty mask perfect. In float32 also under autocast.
+    """
+    probability = torch.sigmoid(logits.float())
+    intersection = (probability * mask).sum(dim=(1, 2, 3))
+    total = probability.sum(dim=(1, 2, 3)) + mask.sum(dim=(1, 2, 3))
+    return (1 - (2 * intersection + 1) / (total + 1)).mean()
+
+
+def bce_dice_loss(logits: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+    """``bce_loss`` (every pixel counts alike) plus ``soft_dice_loss`` (the overlap counts)."""
+    return bce_loss(logits, mask) + soft_dice_loss(logits, mask)
+
+
+LOSSES = {"bce": bce_loss, "dice": soft_dice_loss, "bce_dice": bce_dice_loss}

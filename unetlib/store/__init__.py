@@ -1,0 +1,1 @@
+"""Training runs on disk: train, resume, open, compare."""

@@ -1,0 +1,116 @@
+"""A run's files: what it takes to go on, written after every epoch and read back."""
+
+import json
+import os
+from dataclasses import asdict
+from pathlib import Path
+
+import torch
+
+from unetlib.store.model_file import load_plain, save_atomically, save_model
+from unetlib.store.runs import Run
+from unetlib.support.errors import RunError
+from unetlib.support.files import whole_file
+from unetlib.training import Learner, TrainingError
+
+
+def load_state(folder: Path) -> dict:
+    """What it takes to go on: the content of ``last.pth``, and of ``best.pth`` as ``best``.
+
+    ``best`` is None if the last epoch was the best and ``best.pth``, written after ``last.pth``, is
+    missing or behind. ``folder`` says whose state it is.
+
+    Raises:
+        RunError: a file is missing or damaged.
+    """
+    try:
+        state = load_plain(folder / "last.pth")
+        if lacking := {"model", "optimizer", "scheduler", "batch_size", "lr"} - set(state):
+            raise KeyError(lacking)
+        dices = [row["val_dice"] for row in state["history"]]
+        best, best_epoch = None, dices.index(max(dices)) + 1
+        if best_epoch < len(dices) or (folder / "best.pth").exists():
+            best = load_plain(folder / "best.pth")
+        if best is not None and best["info"]["epoch"] != best_epoch:
+            if best_epoch < len(dices):
+                raise KeyError("best.pth is of another epoch")
+            best = None
+        return state | dict(best=best, folder=folder.name)
+    except (ValueError, KeyError, TypeError):
+        raise RunError(
+            f"{folder}: last.pth or best.pth is missing or damaged; train anew with "
+            "fit(..., retrain=True)."
+        ) from None
+
+
+def restore(learner: Learner, state: dict, folder: Path) -> None:
+    """Put a learner back to where ``load_state`` found it.
+
+    Raises:
+        RunError: the state is of another version of unetlib or PyTorch.
+    """
+    try:
+        learner.model.load_state_dict(state["model"])
+        learner.optimizer.load_state_dict(state["optimizer"])
+        # A run may go on on a machine with another memory order; fused optimizers need one order.
+        for parameter, kept in learner.optimizer.state.items():
+            for name, value in kept.items():
+                if value.shape == parameter.shape:
+                    kept[name] = torch.empty_like(parameter).copy_(value)
+        if learner.scheduler is not None:
+            learner.scheduler.load_state_dict(state["scheduler"])
+    except (RuntimeError, ValueError, KeyError):
+        raise RunError(
+            f"{folder}: its last.pth is of another version of unetlib or PyTorch; train anew "
+            "with fit(..., retrain=True)."
+        ) from None
+
+
+def write_run(run: Run, learner: Learner, first: bool, best: dict | None = None) -> None:
+    """Write what the run has learned so far; ``last.pth`` makes the epoch count.
+
+    Args:
+        first: nothing of what the folder holds is this run's. ``history.csv``, which makes a run
+            visible to others, goes first and comes last.
+        best: the content of the best.pth that this run goes on from, its own or a shorter run's.
+
+    Raises:
+        TrainingError: the folder cannot be written; finished epochs are kept.
+    """
+    folder = run.folder
+    state = dict(
+        model=learner.model.state_dict(),
+        optimizer=learner.optimizer.state_dict(),
+        scheduler=learner.scheduler.state_dict() if learner.scheduler else None,
+        history=run.history.to_dict("records"),
+        batch_size=run.details["batch_size"],
+        lr=run.details["lr"],
+    )
+    try:
+        for leftover in folder.glob("*.part*"):  # of a killed process
+            leftover.unlink()
+        save_atomically(state, folder / "next.pth")
+        if first:
+            for name in ("history.csv", "last.pth"):
+                (folder / name).unlink(missing_ok=True)
+        for name, content in (("recipe", asdict(run.recipe)), ("run", run.details)):
+            with whole_file(folder / f"{name}.json") as part:
+                part.write_text(json.dumps(content, indent=1), encoding="utf-8")
+        os.replace(folder / "next.pth", folder / "last.pth")
+        if best is not None:
+            save_atomically(best, run.checkpoint)
+        elif run.best_epoch == len(run.history):
+            info = dict(recipe=asdict(run.recipe), epoch=run.best_epoch, val_dice=run.best_dice)
+            save_model(run.checkpoint, learner.model, run.recipe.size, **info)
+        with whole_file(folder / "history.csv") as part:
+            run.history.to_csv(part, index=False, lineterminator="\n")
+    except OSError as error:
+        raise unwritable(folder, error) from None
+
+
+def unwritable(folder: Path, error: OSError) -> TrainingError:
+    """The error of a run's folder in which nothing can be written."""
+    return TrainingError(
+        f"{folder}: cannot be written ({error.strerror or error}): free some space, or set "
+        "UNETLIB_HOME to a folder with room, then fit again; finished epochs are kept."
+    )

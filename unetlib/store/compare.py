@@ -1,0 +1,90 @@
+"""Many runs: a table to compare them, and tidying up."""
+
+import shutil
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict
+from operator import index
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+
+from unetlib.store.runs import Run, find_runs, run_lock
+from unetlib.support import folders
+from unetlib.support.errors import RunError
+from unetlib.support.memory import clear_cache
+
+FILES = {"recipe.json", "run.json", "last.pth", "next.pth", "best.pth", "history.csv"}
+
+
+def compare_runs(runs: Mapping[str, Run] | Iterable[Run] | None = None) -> pd.DataFrame:
+    """A row per run, the best first: the settings in which they differ, and how they did.
+
+    ``plot_runs`` draws the same runs.
+
+    Args:
+        runs: by name, or a list; None: all in the runs folder.
+
+    Returns:
+        Index: the given name, or the run's. Columns: differing settings (also data and profile),
+        best_dice, best_iou, best_epoch, epochs (finished ones, as ``3/10`` if stopped), seconds,
+        images_per_second.
+    """
+    if not isinstance(runs, Mapping):
+        runs = {run.folder.name: run for run in (find_runs() if runs is None else runs)}
+    rows = [
+        asdict(run.recipe) | {name: run.details[name] for name in ("data", "profile")}
+        for run in runs.values()
+    ]
+    settings = pd.DataFrame(rows, index=list(runs))
+    differing = settings.loc[:, settings.astype(str).nunique() > 1].drop(
+        columns="epochs", errors="ignore"
+    )
+    names = ("best_dice", "best_iou", "best_epoch", "epochs", "seconds", "images_per_second")
+    results = [
+        {name: getattr(run, name, None) for name in names}
+        | dict(epochs=f"{len(run.history)}" + f"/{run.recipe.epochs}" * (not run.finished))
+        for run in runs.values()
+    ]
+    table = pd.concat([differing, pd.DataFrame(results, index=list(runs))], axis=1)
+    return table.sort_values("best_dice", ascending=False) if len(table) else table
+
+
+def clean_runs(keep: int | Mapping[str, Run] | Iterable[Run] = 10) -> list[str]:
+    """Delete runs, except those to keep and those being trained at the moment; empty the cache.
+
+    Damaged and half-written runs are deleted, too. Links, and folders without a file of a run
+    (TensorBoard writes into ``runs/`` as well), stay as they are. The cache holds decoded images,
+    which are decoded again when they are needed.
+
+    Args:
+        keep: how many of the newest, or which ones.
+
+    Returns:
+        Names of the deleted runs.
+
+    Raises:
+        RunError: ``keep`` is neither a number from 0 up nor runs; nothing is deleted.
+    """
+    if isinstance(keep, (int, np.integer)) and not isinstance(keep, bool) and keep >= 0:
+        keep = find_runs()[-index(keep) :] if keep else []
+    several = np.iterable(keep) and not isinstance(keep, (str, bytes))
+    runs = list(keep.values() if isinstance(keep, Mapping) else keep) if several else [keep]
+    if not all(isinstance(run, Run) for run in runs):
+        raise RunError("Nothing deleted; keep: give the runs, or how many of them, 0 or more.")
+    clear_cache()
+    kept, deleted = {run.folder.name for run in runs}, []
+    for folder in sorted(folders.runs_dir().iterdir()):
+        if folder.name in kept or folder.is_symlink() or not _holds_a_run(folder):
+            continue
+        with run_lock(folder) as held:
+            if held:
+                (folder / "history.csv").unlink(missing_ok=True)  # first: none is seen half-deleted
+                shutil.rmtree(folder)
+                deleted.append(folder.name)
+    return deleted
+
+
+def _holds_a_run(folder: Path) -> bool:
+    begun = any(folder.glob("next.*.part.pth"))  # killed while its first file was written
+    return begun or any((folder / name).is_file() for name in FILES)

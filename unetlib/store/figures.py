@@ -1,0 +1,186 @@
+"""Runs, predictions -> figures: errors, histories, comparisons, one that grows with the training.
+
+As in ``plots``, every function returns its figure, closed.
+"""
+
+from collections.abc import Iterable, Mapping, Sequence
+
+import matplotlib.pyplot as plt
+import numpy as np
+import pandas as pd
+from IPython import get_ipython
+from IPython.display import DisplayHandle, display
+from matplotlib.axes import Axes
+from matplotlib.colors import to_rgb
+from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
+
+from unetlib.plots import CAR, DPI, MISSED, show_images
+from unetlib.store.compare import compare_runs
+from unetlib.store.lr_find import steepest_lr
+from unetlib.store.runs import Run
+
+
+def show_predictions(
+    images: Sequence[np.ndarray],
+    masks: Sequence[np.ndarray],
+    probabilities: Sequence[np.ndarray],
+    titles: Sequence[str] | None = None,
+    threshold: float = 0.5,
+) -> Figure:
+    """A column per image: input, true mask, probability, and where the thresholded mask errs.
+
+    In the last row, orange pixels are car that was missed, blue ones background taken for car.
+
+    Args:
+        images: ``(H, W)`` each; masks: ``(H, W)`` 0/1; probabilities: ``(H, W)`` in [0, 1].
+        titles: above each column.
+    """
+    images, masks, probabilities = (
+        list(map(np.squeeze, s)) for s in (images, masks, probabilities)
+    )
+    errors = [np.ones((*mask.shape, 3)) for mask in masks]
+    for picture, mask, probability in zip(errors, masks, probabilities, strict=True):
+        predicted, mask = probability > threshold, mask >= 0.5
+        picture[mask & predicted] = 0.75
+        picture[mask & ~predicted] = to_rgb(MISSED)
+        picture[~mask & predicted] = to_rgb(CAR)
+    columns = len(images)
+    rows = [*images, *masks, *probabilities, *errors]
+    figure = show_images(rows, ncols=columns, width=1.7 * columns + 0.5)
+    for axis, title in zip(figure.axes, titles or [], strict=False):
+        axis.set_title(title, fontsize=9)
+    labels = ("input", "truth", "probability", "errors\n(orange: missed,\nblue: too much)")
+    for axis, label in zip(figure.axes[::columns], labels, strict=True):
+        place = dict(transform=axis.transAxes, rotation=90, ha="right", va="center", fontsize=9)
+        axis.text(-0.05, 0.5, label, **place)
+    return figure
+
+
+def plot_history(runs: Run | Mapping[str, Run]) -> Figure:
+    """Loss and validation Dice over the epochs, of one run or of several by name."""
+    runs = {"": runs} if isinstance(runs, Run) else runs
+    figure, axes = plt.subplots(1, 2, figsize=(9, 3.2), dpi=DPI, layout="tight")
+    _draw_history(*axes, runs)
+    plt.close(figure)
+    return figure
+
+
+def _draw_history(left: Axes, right: Axes, runs: Mapping[str, Run]) -> None:
+    for colour, (name, run) in enumerate(runs.items()):
+        epochs, style = run.history["epoch"], dict(color=f"C{colour}", marker=".")
+        left.plot(epochs, run.history["train_loss"], label=f"{name} train".strip(), **style)
+        left.plot(epochs, run.history["val_loss"], "--", label=f"{name} val".strip(), **style)
+        right.plot(epochs, run.history["val_dice"], label=name or "validation", **style)
+    left.set(xlabel="epoch", ylabel="loss", title="Loss: lower is better")
+    right.set(xlabel="epoch", ylabel="Dice", title="Validation Dice: higher is better")
+    for axis in (left, right):
+        axis.legend(fontsize=8)
+        axis.grid(alpha=0.3)
+        axis.xaxis.set_major_locator(MaxNLocator(integer=True))
+
+
+def plot_runs(runs: Mapping[str, Run] | Iterable[Run]) -> Figure:
+    """Validation Dice of several runs, over the epochs and over the seconds, in one figure.
+
+    Runs without a name are labelled by the settings in which they differ, and where that is not
+    enough by their folder, too.
+    """
+    if not isinstance(runs, Mapping):
+        runs = {run.folder.name: run for run in runs}
+        table = compare_runs(runs)
+        settings = table.loc[:, :"best_dice"].columns[:-1]
+        labels = [", ".join(f"{one} {table.loc[name, one]}" for one in settings) for name in runs]
+        names = [
+            label if label and labels.count(label) == 1 else f"{label} ({name})" if label else name
+            for label, name in zip(labels, runs, strict=True)
+        ]
+        runs = dict(zip(names, runs.values(), strict=True))
+    figure, axes = plt.subplots(1, 2, figsize=(9, 3.2), dpi=DPI, layout="tight", sharey=True)
+    for name, run in runs.items():
+        dice = run.history["val_dice"]
+        axes[0].plot(run.history["epoch"], dice, ".-", label=name)
+        axes[1].plot(run.history["seconds"].cumsum(), dice, ".-", label=name)
+    axes[0].set(xlabel="epoch", ylabel="Dice", title="Validation Dice by epoch")
+    axes[1].set(xlabel="seconds, validation included", title="The same by time")
+    axes[0].xaxis.set_major_locator(MaxNLocator(integer=True))
+    axes[1].legend(fontsize=8)
+    for axis in axes:
+        axis.grid(alpha=0.3)
+    plt.close(figure)
+    return figure
+
+
+def plot_lr_find(table: pd.DataFrame) -> Figure:
+    """The learning-rate range test (``lr_find``): loss over learning rate."""
+    figure, axis = plt.subplots(figsize=(7, 3), dpi=DPI, layout="tight")
+    chosen = steepest_lr(table)
+    axis.plot(table["lr"], table["loss"], ".", color="lightgray", label="loss of one batch")
+    axis.plot(table["lr"], table["smoothed"], color=CAR, label="smoothed")
+    axis.axvline(chosen, color=MISSED, ls="--", label=f"steepest: {chosen:.1g}")
+    top = 1.5 * table["smoothed"].iloc[: len(table) // 2].max()
+    axis.set(xscale="log", xlabel="learning rate", ylabel="loss", ylim=(0, top))
+    axis.set_title("Range test: the rate rises with every step")
+    axis.legend(fontsize=8)
+    plt.close(figure)
+    return figure
+
+
+class LiveFigure:
+    """A figure that grows with a training: ``fit(..., on_epoch=LiveFigure())``.
+
+    Loss and Dice so far, and some validation masks as they sharpen. Outside of a notebook nothing
+    is shown; ``draw`` makes the figure anywhere.
+
+    Args:
+        images: how many validation images to follow, up to 4.
+    """
+
+    COLUMNS = 6
+
+    def __init__(self, images: int = 2):
+        self.images = images
+        self.run: Run | None = None
+        self.masks: dict[int, np.ndarray] = {}
+        self._handle: DisplayHandle | None = None
+
+    def __call__(self, run: Run) -> None:
+        if self.run is None or run.folder != self.run.folder or len(run.history) == 1:
+            self.masks, self._handle = {}, None
+        self.run = run
+        self.masks[len(run.history)] = run.preview[2]
+        if hasattr(get_ipython(), "kernel"):
+            if self._handle is None:
+                self._handle = display(self.draw(), display_id=True)
+            else:
+                self._handle.update(self.draw())
+
+    def draw(self) -> Figure:
+        """The figure as of now."""
+        images, coverage, _ = self.run.preview
+        rows, epochs = min(self.images, len(images)), list(self.masks)
+        if len(epochs) > self.COLUMNS:  # evenly spread, the first and the latest among them
+            spread = np.linspace(0, len(epochs) - 1, self.COLUMNS).round().astype(int)
+            epochs = [epochs[index] for index in spread]
+        figure = plt.figure(figsize=(9, 2.6 + 1.15 * rows), dpi=DPI, layout="constrained")
+        curves, strips = figure.subfigures(2, 1, height_ratios=[2.6, 1.15 * rows])
+        left, right = curves.subplots(1, 2)
+        _draw_history(left, right, {"": self.run})
+        right.set_title(f"Validation Dice: {self.run.history['val_dice'].iloc[-1]:.4f}")
+        for axis in (left, right):
+            axis.set_xlim(0.5, self.run.recipe.epochs + 0.5)
+        columns = self.COLUMNS + 2
+        axes = strips.subplots(rows, columns, squeeze=False)
+        for row in range(rows):
+            shown = [images[row] / 255, *(self.masks[epoch][row] for epoch in epochs)]
+            shown += [None] * (columns - 1 - len(shown)) + [coverage[row] / 255]
+            for axis, picture in zip(axes[row], shown, strict=True):
+                axis.axis("off")
+                if picture is not None:
+                    axis.imshow(picture, cmap="gray", vmin=0, vmax=1)
+        titles = ["photo", *(f"epoch {epoch}" for epoch in epochs)]
+        for axis, title in zip(axes[0], titles, strict=False):
+            axis.set_title(title, fontsize=8)
+        axes[0, -1].set_title("truth", fontsize=8)
+        plt.close(figure)
+        return figure

@@ -1,0 +1,72 @@
+"""Learning-rate range test: which rates a recipe can bear, from one short training."""
+
+from dataclasses import replace
+from itertools import chain, count
+
+import numpy as np
+import pandas as pd
+from tqdm.auto import tqdm
+
+from unetlib.dataset import CarvanaDataset
+from unetlib.recipe import Recipe
+from unetlib.support.cache import decode_once
+from unetlib.support.speed import memory_kept, out_of_memory_named
+from unetlib.training import ExplodedError, Learner, TrainingError
+
+
+def lr_find(
+    recipe: Recipe,
+    train: pd.DataFrame,
+    lowest: float = 1e-6,
+    highest: float = 1.0,
+    steps: int = 60,
+) -> pd.DataFrame:
+    """Learning-rate range test: raise the rate a little with every step and watch the loss.
+
+    L. Smith: Cyclical Learning Rates, https://arxiv.org/abs/1506.01186. ``plot_lr_find`` draws
+    it. Nothing is kept of the model.
+
+    Args:
+        train: sample table, as for ``fit``.
+        lowest, highest: the range; it ends early where the loss explodes.
+        steps: at least 3.
+
+    Returns:
+        A row per step: ``lr``, ``loss``, and ``smoothed`` (a running mean of the loss).
+
+    Raises:
+        TrainingError: the loss explodes within the first steps, or a batch does not fit in memory.
+    """
+    batch_size = 16 if recipe.batch_size == "auto" else recipe.batch_size
+    dataset = CarvanaDataset(train, recipe.size, recipe.mask, recipe.augment, decode_once)
+    learner = Learner(replace(recipe, schedule="constant"), steps)
+    epochs = (learner.batches(dataset, batch_size, epoch) for epoch in count(1))
+    batches, rows, average = chain.from_iterable(epochs), [], 0.0
+    learner.forward.train()
+    with (
+        memory_kept(learner.device),
+        out_of_memory_named(batch_size, recipe.size, learner.device),
+        tqdm(total=steps, desc="learning rates") as bar,
+    ):
+        for lr in np.geomspace(lowest, highest, steps):
+            learner.optimizer.param_groups[0]["lr"] = lr
+            try:
+                images, masks = next(batches)
+                loss = learner.step(images, masks) / len(images)
+            except ExplodedError:
+                break
+            average = 0.8 * average + 0.2 * loss
+            smoothed = average / (1 - 0.8 ** (len(rows) + 1))
+            rows.append(dict(lr=lr, loss=loss, smoothed=smoothed))
+            bar.update()
+            if smoothed > 4 * min(row["smoothed"] for row in rows):
+                break
+    if len(rows) < 3:
+        raise TrainingError("The loss exploded at once: begin the range test lower (lowest=...).")
+    return pd.DataFrame(rows)
+
+
+def steepest_lr(table: pd.DataFrame) -> float:
+    """The learning rate of ``lr_find`` at which the smoothed loss falls fastest: a sound choice."""
+    gradient = np.gradient(table["smoothed"], np.log(table["lr"]))
+    return float(table["lr"][int(np.argmin(gradient))])

@@ -1,0 +1,132 @@
+"""Model <-> the ``.pth`` file it is kept in, which loads without running any code."""
+
+import io
+import json
+import zipfile
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from unetlib.model import UNet
+from unetlib.support.errors import ModelFileError
+from unetlib.support.files import whole_file
+
+FILE_FORMAT = "unetlib model"
+FILE_VERSION = 1
+
+
+def save_model(path: str | Path, model: UNet, size: int, threshold: float = 0.5, **info) -> None:
+    """Write a model with all that is needed to predict with it.
+
+    The file is a dict of plain types and tensors, so that it loads with ``weights_only=True``. It
+    is written under another name, flushed to disk, then renamed: never half a file. Of a model
+    that ``torch.compile`` has wrapped, the plain one is written.
+
+    Args:
+        size: the image side in pixels that the model was trained at.
+        threshold: of the probability above which a pixel counts as car.
+        info: further values that JSON can hold (recipe, scores), NumPy's numbers included.
+
+    Raises:
+        ModelFileError: not a ``UNet``, or one whose layers were changed after it was built: it
+            would load as another network. Nothing is written.
+        TypeError: a value in ``info`` that JSON cannot hold. Nothing is written.
+    """
+    model = getattr(model, "_orig_mod", model)
+    if not isinstance(model, UNet) or not _as_built(model):
+        raise ModelFileError(
+            f"{path}: not written, the model is not what UNet(...) built and would load as another "
+            "one; keep model.state_dict() with torch.save, and its class in your code."
+        )
+    plain = dict(architecture=model.architecture, size=size, threshold=threshold, info=info)
+    content = dict(
+        format=FILE_FORMAT,
+        version=FILE_VERSION,
+        normalisation="grey / 255",
+        **json.loads(json.dumps(plain, default=_python_number)),
+        state_dict={name: value.cpu() for name, value in model.state_dict().items()},
+    )
+    save_atomically(content, Path(path))
+
+
+def _as_built(model: UNet) -> bool:
+    """Whether the model's architecture describes all of its layers."""
+    same = UNet(**model.architecture)
+    # On several GPUs batch normalisation is of another kind, which computes alike after training.
+    layers = repr(model).replace("SyncBatchNorm", "BatchNorm2d")
+    return layers == repr(same) and model.state_dict().keys() == same.state_dict().keys()
+
+
+def _python_number(value) -> bool | int | float:
+    """NumPy's number as Python's own."""
+    if isinstance(value, (np.bool_, np.number)):
+        return value.item()
+    raise TypeError(f"{value!r}: not a number, text, list or dict that JSON can hold.")
+
+
+def save_atomically(content: dict, path: Path) -> None:
+    """``torch.save`` that leaves either the old file or the whole new one.
+
+    Raises:
+        OSError: disk full, or no permission to write.
+    """
+    buffer = io.BytesIO()  # torch's own writer reports a full disk as an internal error
+    torch.save(content, buffer)
+    with whole_file(path) as part:
+        part.write_bytes(buffer.getbuffer())
+
+
+def load_plain(path: str | Path) -> dict:
+    """Read what ``save_atomically`` wrote; nothing in it is executed (``weights_only=True``).
+
+    PyTorch writes a CRC-32 beside every part of the file but does not look at it: a weight that a
+    bad disk has changed would be used. So the sums are compared first.
+
+    Raises:
+        ModelFileError: no such file, damaged, or more than plain values and tensors.
+    """
+    try:
+        with zipfile.ZipFile(path) as archive:
+            # A part marked as a folder has no content for PyTorch, which then uses any memory.
+            marked = any(part.external_attr for part in archive.infolist())
+            if marked or archive.testzip() is not None:
+                raise zipfile.BadZipFile
+        return torch.load(path, map_location="cpu", weights_only=True)
+    except FileNotFoundError:
+        raise ModelFileError(
+            f"{path}: no such file; check the path or train a model first."
+        ) from None
+    except Exception:  # zip archives and pickles can be broken in many ways
+        raise ModelFileError(
+            f"{path}: refused, not a plain file of weights (damaged, or it holds code to run); "
+            "train or export it anew."
+        ) from None
+
+
+def load_model(path: str | Path) -> tuple[UNet, dict]:
+    """Read a model file; nothing in it is executed (``weights_only=True``).
+
+    Returns:
+        The model in evaluation mode on the CPU, and the file's other entries: ``size``,
+        ``threshold``, ``normalisation``, ``architecture``, ``info``.
+
+    Raises:
+        ModelFileError: no such file, not a model file, damaged, or of another version.
+    """
+    content = load_plain(path)
+    if not isinstance(content, dict) or content.get("format") != FILE_FORMAT:
+        raise ModelFileError(f"{path}: not a unetlib model; write it with unetlib.save_model.")
+    if content.get("version") != FILE_VERSION:
+        raise ModelFileError(
+            f"{path}: file version {content.get('version')}, this unetlib reads {FILE_VERSION}; "
+            "export it anew."
+        )
+    try:
+        model = UNet(**content["architecture"])
+        model.load_state_dict(content.pop("state_dict"))
+    except (RuntimeError, TypeError, ValueError, KeyError):
+        raise ModelFileError(
+            f"{path}: the weights do not fit the architecture named in the file; export it anew."
+        ) from None
+    return model.eval(), content

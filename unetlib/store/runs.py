@@ -1,0 +1,218 @@
+"""Training runs on disk: name one, open one, list all. Costs no import of PyTorch.
+
+A run lives in ``runs/<hash>/``; the hash covers recipe, data and profile, so that the same question
+is answered at once and a changed number trains a run of its own:
+
+    recipe.json   the settings            last.pth      everything needed to go on
+    run.json      data, device, versions  history.csv   a line per finished epoch, written last:
+    best.pth      the best model                        a run without it does not exist yet
+"""
+
+import hashlib
+import json
+import platform
+import time
+import warnings
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+import pandas as pd
+
+from unetlib import __version__, config
+from unetlib.recipe import Recipe
+from unetlib.support import folders
+from unetlib.support.errors import ModelFileError, RunError
+from unetlib.support.files import locked
+
+if TYPE_CHECKING:
+    from unetlib.model import UNet
+
+FORMAT = 2  # of the folder and of what training means; runs of another are listed, never resumed
+HISTORY = ["epoch", "lr", "train_loss", "val_loss", "val_dice", "val_iou", "seconds"]
+
+
+def versions() -> dict[str, str]:
+    """The versions that a run writes down."""
+    return dict(unetlib=__version__, torch=version("torch"), python=platform.python_version())
+
+
+def run_folder(recipe: Recipe, data: str) -> Path:
+    """The home of the run that answers this recipe on this data in the current profile.
+
+    Only what differs from the baseline counts, so that a setting added later leaves old runs alone.
+    """
+    question = [FORMAT, recipe.changes, data, config.profile().name]
+    digest = hashlib.sha256(json.dumps(question, sort_keys=True).encode())
+    return folders.runs_dir() / digest.hexdigest()[:12]
+
+
+def run_lock(
+    folder: Path, on_wait: Callable[[], None] | None = None
+) -> AbstractContextManager[bool]:
+    """The lock of whoever trains or deletes a run; see ``support.files.locked``."""
+    locks = folder.parent / ".locks"
+    locks.mkdir(exist_ok=True)
+    return locked(locks / folder.name, on_wait)
+
+
+@dataclass
+class Run:
+    """A training run, finished or stopped half-way.
+
+    Attributes:
+        folder: its home ``runs/<hash>/``.
+        recipe: its settings.
+        history: a row per finished epoch: epoch, lr (at its start), train_loss, val_loss, val_dice,
+            val_iou, seconds.
+        details: device, precision, batch_size, lr, processes, train_ids, val_ids, train_images,
+            profile, data, versions, format.
+        preview: while training, of four validation images after the latest epoch: images,
+            coverage, probabilities, each ``(4, H, W)``; otherwise None.
+    """
+
+    folder: Path
+    recipe: Recipe
+    history: pd.DataFrame
+    details: dict
+    preview: tuple[np.ndarray, np.ndarray, np.ndarray] | None = None
+
+    @property
+    def finished(self) -> bool:
+        return len(self.history) >= self.recipe.epochs
+
+    @property
+    def checkpoint(self) -> Path:
+        """The model file of the best validation Dice.
+
+        Raises:
+            ModelFileError: no epoch is finished yet.
+        """
+        if self.history.empty:
+            raise ModelFileError(
+                f"{self.folder}: no epoch is finished yet; call fit again to go on."
+            )
+        return self.folder / "best.pth"
+
+    @property
+    def best_epoch(self) -> int:
+        """The epoch of the best validation Dice; 0 before the first epoch is finished."""
+        if self.history.empty:
+            return 0
+        return int(self.history.loc[self.history["val_dice"].idxmax(), "epoch"])
+
+    @property
+    def best_dice(self) -> float:
+        """Best validation Dice: mean over images, hard masks, at the recipe's size."""
+        return float(self.history["val_dice"].max())
+
+    @property
+    def best_iou(self) -> float:
+        """IoU in the epoch of the best Dice."""
+        return float(self.history["val_iou"].where(self.history["epoch"] == self.best_epoch).max())
+
+    @property
+    def seconds(self) -> float:
+        return float(self.history["seconds"].sum())
+
+    def seconds_to(self, dice: float) -> float:
+        """Seconds of training, validation included, until an epoch reached this Dice, or nan."""
+        reached = self.history["val_dice"] >= dice
+        return float(self.history["seconds"].cumsum()[reached].min())
+
+    @property
+    def images_per_second(self) -> float:
+        """Training images per second, validation included."""
+        return self.details["train_images"] * len(self.history) / max(self.seconds, 1e-9)
+
+    device = property(lambda self: self.details["device"])
+    precision = property(lambda self: self.details["precision"])
+    train_ids = property(lambda self: self.details["train_ids"])
+    val_ids = property(lambda self: self.details["val_ids"])
+
+    def model(self, which: str = "best") -> "UNet":
+        """The trained U-Net, on the CPU in evaluation mode; ``which`` is ``best`` or ``last``.
+
+        Raises:
+            ModelFileError: no epoch is finished yet, or the file is damaged.
+            RunError: another word.
+        """
+        from unetlib.model import UNet  # here: whoever only lists runs needs no PyTorch
+        from unetlib.store.model_file import load_model, load_plain
+
+        if which not in ("best", "last"):
+            raise RunError(f"{self.folder}: no model {which!r}: ask for 'best' or 'last'.")
+        best = self.checkpoint
+        try:
+            if which == "best":
+                return load_model(best)[0]
+            model = UNet(**self.recipe.network)
+            model.load_state_dict(load_plain(self.folder / "last.pth")["model"])
+            return model.eval()
+        except (ModelFileError, RuntimeError, KeyError):
+            raise ModelFileError(
+                f"{self.folder}: {which}.pth is missing, damaged or of another unetlib; train anew "
+                "with fit(..., retrain=True)."
+            ) from None
+
+
+def load_run(folder: str | Path) -> Run:
+    """Open a run's folder; one line says if it was trained with other versions.
+
+    Raises:
+        FileNotFoundError: the folder is no run, or its first epoch is not finished.
+        RunError: its files cannot be read.
+    """
+    run = _open(Path(folder))
+    then, now = run.details["versions"], versions()
+    changed = [f"{name} {then[name]} (now {now[name]})" for name in now if then[name] != now[name]]
+    if changed:
+        print(f"run {run.folder.name}: trained with {', '.join(changed)}")
+    return run
+
+
+def _open(folder: Path) -> Run:
+    if not (folder / "history.csv").exists():
+        raise FileNotFoundError(f"{folder}: no run in this folder; train one with fit().")
+    try:
+        # In runs of 0.1 a comment and a key hold checksums.
+        history = pd.read_csv(folder / "history.csv", comment="#")
+        texts = ((folder / name).read_text("utf-8") for name in ("recipe.json", "run.json"))
+        settings, details = map(json.loads, texts)
+        settings.pop("sha256", None)
+        finite = np.isfinite(history.astype(float)).all(axis=None)
+        if list(history.columns) != HISTORY or history.empty or not finite:
+            raise ValueError("history.csv was changed or damaged")
+        missing = {"data", "profile", "train_images", "versions"} - set(details)
+        if missing or set(versions()) - set(details["versions"]) or details["train_images"] < 1:
+            raise ValueError("run.json is incomplete")
+        return Run(folder, Recipe(**settings), history, details)
+    except PermissionError:  # on Windows, while it is being written
+        raise
+    except (OSError, ValueError, TypeError, AttributeError) as error:
+        reason = " ".join(str(error).split())
+        raise RunError(
+            f"{folder}: not a readable run ({reason}); train it anew with fit(..., retrain=True)."
+        ) from None
+
+
+def find_runs() -> list[Run]:
+    """All runs under ``folders.runs_dir()`` with at least one finished epoch, oldest first.
+
+    A damaged one is named in a warning and left out. Runs dated in the future, written while the
+    clock was wrong, count as the oldest, or newer ones would stay behind them for years.
+    """
+    runs, tomorrow = [], time.time() + 86_400  # a day: clocks of file servers differ a little
+    for path in folders.runs_dir().glob("*/history.csv"):
+        try:
+            written = path.stat().st_mtime
+            runs.append((written < tomorrow, written, _open(path.parent)))
+        except (FileNotFoundError, PermissionError):
+            pass  # deleted meanwhile, or on Windows being written
+        except RunError as error:
+            warnings.warn(str(error), stacklevel=2)
+    return [run for *_, run in sorted(runs, key=lambda entry: entry[:2])]

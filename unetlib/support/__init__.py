@@ -1,0 +1,1 @@
+"""What the other sub-packages stand on: files, caches, processes, memory."""

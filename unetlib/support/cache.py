@@ -1,0 +1,71 @@
+"""Decoded images, kept on disk: one file for each pair, size and content."""
+
+import hashlib
+import warnings
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+
+from unetlib.dataset import decode
+from unetlib.pictures import DataError
+from unetlib.support import folders
+from unetlib.support.memory import DECODED, file_hashes
+
+VERSION = 4  # raise it when decoding changes, so that older files are not used
+
+
+def decode_once(samples: pd.DataFrame, size: int) -> np.ndarray:
+    """``dataset.decode`` that reads a pair of files only the first time it meets their content.
+
+    Splits share what they have in common. A damaged file is written anew; where nothing can be
+    written, one warning says so.
+
+    Returns:
+        uint8 ``(N, 2, size, size)``, in memory.
+
+    Raises:
+        DataError: a file cannot be read, or the images do not fit in memory.
+    """
+    hashes, rows = file_hashes([*samples["image"], *samples["mask"]]), len(samples)
+    pairs = zip(hashes[:rows], hashes[rows:], strict=True)
+    names = [hashlib.sha256("".join(pair).encode()).hexdigest()[:32] + ".bin" for pair in pairs]
+    missing = range(rows)
+    try:
+        decoded = np.empty((rows, 2, size, size), np.uint8)
+        folder = folders.cache_dir() / f"{DECODED}{VERSION}-{size}"
+        folder.mkdir(exist_ok=True)
+        missing = [row for row, name in enumerate(names) if not _read(folder / name, decoded[row])]
+        if len(missing) == rows:  # the first time: no second array of this size
+            decoded = decode(samples, size)
+        elif missing:
+            decoded[missing] = decode(samples.iloc[missing], size)
+        for row in missing:  # half a file, or another program's half, fails its checksum
+            checksum = hashlib.sha256(decoded[row]).digest()
+            (folder / names[row]).write_bytes(decoded[row].tobytes() + checksum)
+    except OSError as error:
+        if isinstance(missing, range):  # nothing is decoded yet
+            decoded = decode(samples, size)
+        warnings.warn(
+            f"decoded images are not kept for next time ({error}): free some space, or set "
+            "UNETLIB_HOME to a folder that you can write to.",
+            stacklevel=3,
+        )
+    except MemoryError:
+        raise DataError(
+            f"{rows} images of {size}x{size} pixels and their masks do not fit in memory: "
+            "lower size, or take fewer rows."
+        ) from None
+    return decoded
+
+
+def _read(path: Path, pair: np.ndarray) -> bool:
+    """Fill in a pair, uint8 ``(2, size, size)``, from its file; False if there is no sound one."""
+    try:
+        content = path.read_bytes()
+    except FileNotFoundError:
+        return False
+    if len(content) != pair.nbytes + 32 or hashlib.sha256(content[:-32]).digest() != content[-32:]:
+        return False
+    pair[:] = np.frombuffer(content[:-32], np.uint8).reshape(pair.shape)
+    return True

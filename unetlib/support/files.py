@@ -1,0 +1,62 @@
+"""Files that are whole or absent, and locks between programs."""
+
+import os
+import sys
+import time
+import uuid
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from filelock import FileLock, Timeout
+
+
+@contextmanager
+def whole_file(path: str | Path) -> Iterator[Path]:
+    """A file to write that takes the name ``path`` when the block ends without an error.
+
+    Whenever the process or the power fails, ``path`` is the old file or the whole new one. The
+    folder is created.
+    """
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    part = path.with_name(f"{path.stem}.{uuid.uuid4().hex[:12]}.part{path.suffix}")
+    try:
+        yield part
+        with open(part, "rb+") as file:
+            os.fsync(file.fileno())
+        for wait in (0.1, 0.5, 2, None) if sys.platform == "win32" else (None,):
+            try:
+                os.replace(part, path)
+                break
+            except PermissionError:  # Windows, while another program reads the old file
+                if wait is None:
+                    raise
+                time.sleep(wait)
+    finally:
+        part.unlink(missing_ok=True)
+
+
+@contextmanager
+def locked(path: Path, on_wait: Callable[[], None] | None = None) -> Iterator[bool]:
+    """Hold the lock ``path``; it ends with its process, however that is killed.
+
+    Gives whether it is held: always, if there is an ``on_wait``, which is called before waiting for
+    another program; without one, nobody waits.
+    """
+    # A singleton: should the stop button fall between taking and holding it, the next call in this
+    # process gets the same object and releases it, instead of waiting for itself.
+    lock = FileLock(path, is_singleton=True)
+    if lock.is_locked and on_wait is None:  # held further out, as where fit calls clean_runs
+        yield False
+        return
+    try:
+        try:
+            lock.acquire(timeout=0)
+        except Timeout:
+            if on_wait is not None:
+                on_wait()
+                lock.acquire()
+        yield lock.is_locked
+    finally:
+        lock.release(force=True)

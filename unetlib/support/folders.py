@@ -1,0 +1,32 @@
+"""Where results go: the folders under ``UNETLIB_HOME``; unset: the repository."""
+
+from pathlib import Path
+
+from unetlib.config import REPOSITORY, folder_from
+
+
+def _home(name: str) -> Path:
+    folder = folder_from("UNETLIB_HOME", REPOSITORY) / name
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise type(error)(
+            f"{folder}: cannot be created ({error.strerror}); set UNETLIB_HOME to a folder that "
+            "you can write to."
+        ) from None
+    return folder
+
+
+def runs_dir() -> Path:
+    """The folder of all training runs, ``runs/`` (created)."""
+    return _home("runs")
+
+
+def models_dir() -> Path:
+    """The folder of exported models, ``models/`` (created)."""
+    return _home("models")
+
+
+def cache_dir() -> Path:
+    """The folder of decoded images, ``.cache/`` (created)."""
+    return _home(".cache")

@@ -1,0 +1,129 @@
+"""Several processes that train one model, with Hugging Face Accelerate."""
+
+import math
+import os
+from collections.abc import Iterator
+from dataclasses import replace
+from datetime import timedelta
+
+import pandas as pd
+import torch
+from accelerate import Accelerator
+from accelerate.utils import InitProcessGroupKwargs, gather_object
+from torch import nn
+
+from unetlib.dataset import CarvanaDataset, make_loader
+from unetlib.device import pick_device
+from unetlib.losses import LOSSES
+from unetlib.metrics import evaluate
+from unetlib.recipe import Recipe
+from unetlib.training import Learner, TrainingError
+
+BASE_BATCH, FEWEST_STEPS = 16, 20
+
+
+def start_accelerator(timeout: timedelta = timedelta(hours=1)) -> Accelerator:
+    """The devices and processes there are, CUDA before MPS before CPU.
+
+    Precision is the recipe's affair, so Accelerate's own is switched off. Several processes use
+    CUDA or the CPU; they wait for each other up to ``timeout``: decoding a large set takes a while.
+    """
+    device, handlers = pick_device().type, []
+    on_cpu = device == "cpu"
+    if int(os.environ.get("WORLD_SIZE", 1)) > 1:
+        on_cpu, handlers = device != "cuda", [InitProcessGroupKwargs(timeout=timeout)]
+    return Accelerator(cpu=on_cpu, mixed_precision="no", kwargs_handlers=handlers)
+
+
+class SharedLearner(Learner):
+    """A learner that is one of several processes: each computes its share of every batch.
+
+    Batch normalisation takes its statistics from a process's own share of the batch, except on
+    CUDA, where the processes exchange them. So on CPUs two processes do not compute exactly what
+    one does; without batch normalisation they do. The running statistics, which validation uses,
+    are each process's own, and averaged before they are used.
+    """
+
+    def __init__(self, recipe: Recipe, total_steps: int, lr: float, accelerator: Accelerator):
+        self.accelerator = accelerator
+        self.rank, self.world_size = accelerator.process_index, accelerator.num_processes
+        super().__init__(recipe, total_steps, lr, accelerator.device)
+
+    def wrap(self, model: nn.Module) -> nn.Module:
+        if self.device.type == "cuda":
+            nn.SyncBatchNorm.convert_sync_batchnorm(model)
+        wrapped = self.accelerator.prepare_model(model)
+        wrapped.forward_sync_buffers = False  # else rank 0's statistics replace all others
+        return wrapped
+
+    def batches(self, dataset: CarvanaDataset, batch_size: int, epoch: int) -> Iterator:
+        seed, images = self.recipe.seed, len(dataset)
+        dataset.set_epoch(seed, epoch)
+        loader = make_loader(dataset, batch_size, True, seed, epoch, self.rank, self.world_size)
+        for start, batch in zip(range(0, images, batch_size), loader, strict=True):
+            self.batch = min(batch_size, images - start)  # images of all processes
+            yield batch
+
+    def step(self, images: torch.Tensor, masks: torch.Tensor, weight: float = 1.0) -> float:
+        # The first ranks' shares are one larger; in a small last batch some shares are empty.
+        share = len(range(self.rank, self.batch, self.world_size))
+        weight *= share * self.world_size / self.batch
+        return super().step(images, masks, weight) * share / len(images)
+
+    def total(self, value: float) -> float:
+        return sum(gather_object([value]))
+
+    def validate(self, dataset: CarvanaDataset, batch_size: int = 16) -> dict[str, float]:
+        with torch.no_grad():
+            for buffer in self.model.buffers():
+                buffer.copy_(self.accelerator.reduce(buffer.double(), "mean"))
+        settings = dict(loss=LOSSES[self.recipe.loss], precision=self.precision)
+        settings |= dict(rows=range(self.rank, len(dataset), self.world_size))
+        share = max(1, batch_size // self.world_size)
+        table = evaluate(self.model, dataset, batch_size=share, **settings)
+        # In the order of the rows, whoever judged them: exactly the single process's means.
+        scores = pd.concat(gather_object([table])).sort_index()
+        return {f"val_{name}": float(scores[name].mean()) for name in ("loss", "dice", "iou")}
+
+
+def begin(recipe: Recipe, total_steps: int, lr: float, accelerator: Accelerator) -> Learner:
+    """The learner of this process, alone or one of several."""
+    if accelerator.num_processes == 1:
+        return Learner(recipe, total_steps, lr, accelerator.device)
+    return SharedLearner(recipe, total_steps, lr, accelerator)
+
+
+def settle_batch_size(recipe: Recipe, images: int, accelerator: Accelerator) -> tuple[int, float]:
+    """Batch size over all processes, and learning rate: the recipe's, or found for ``auto``.
+
+    ``auto`` is 16 on CPU and MPS, where asking for too much memory ends the process. On CUDA it is
+    the largest power of two that fits and leaves at least 20 steps an epoch; the learning rate then
+    grows with the square root of the batch size, the rule for Adam and its variants
+    (https://arxiv.org/abs/2205.10287).
+
+    Raises:
+        TrainingError: not even one image fits.
+    """
+    if recipe.batch_size != "auto":
+        return recipe.batch_size, recipe.lr
+    if accelerator.device.type != "cuda":
+        return BASE_BATCH, recipe.lr
+    constant = replace(recipe, schedule="constant")
+    fitting = 2 ** int(math.log2(max(1, images // FEWEST_STEPS / accelerator.num_processes)))
+    while fitting:
+        example = torch.zeros(fitting, 1, recipe.size, recipe.size)
+        try:
+            learner = Learner(constant, 2, device=accelerator.device)  # alone: others may differ
+            for _ in range(2):  # the optimizer's memory comes with the first step
+                learner.step(example, example)
+            break
+        except torch.OutOfMemoryError:
+            fitting //= 2
+    torch.cuda.empty_cache()
+    batch_size = accelerator.num_processes * min(gather_object([fitting]))
+    if not batch_size:
+        raise TrainingError(
+            f"Not one image of {recipe.size}x{recipe.size} pixels fits in the GPU's memory: lower "
+            "size or widths."
+        )
+    return batch_size, recipe.lr * math.sqrt(batch_size / BASE_BATCH)

@@ -1,0 +1,67 @@
+"""Memory: kept between steps where that is faster, and named where it does not suffice."""
+
+import ctypes
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+
+from unetlib.training import TrainingError
+
+# What Linux and macOS, Windows, MPS, and oneDNN (which names no cause) say.
+OUT_OF_MEMORY = (
+    "can't allocate memory",
+    "not enough memory",
+    "out of memory",
+    "could not create a primitive",
+)
+_keeping = False  # inside of a memory_kept block
+
+
+@contextmanager
+def out_of_memory_named(images: int, side: int, device: torch.device) -> Iterator[None]:
+    """The many errors of too little memory, as one ``TrainingError``.
+
+    Args:
+        images: the batch size.
+        side: of the images, in pixels.
+    """
+    try:
+        yield
+    except (RuntimeError, MemoryError) as error:
+        says_so = any(words in str(error) for words in OUT_OF_MEMORY)
+        if not says_so and not isinstance(error, (MemoryError, torch.OutOfMemoryError)):
+            raise
+        raise TrainingError(
+            f"{images} images of {side}x{side} pixels at once do not fit in the memory of the "
+            f"{device.type.upper()}: lower batch_size, size or widths; finished epochs are kept."
+        ) from None
+
+
+@contextmanager
+def memory_kept(device: torch.device) -> Iterator[None]:
+    """On a CPU with glibc (Linux): keep freed memory for the next layer instead of returning it.
+
+    By default every large tensor is fetched from the system and handed back, and the system clears
+    its pages each time: up to 40 % of a training step. At the end the memory is returned, and only
+    tensors of over 32 MB go back to the system at once.
+    """
+    global _keeping
+    libc = ctypes.CDLL(None) if device.type == "cpu" and sys.platform == "linux" else None
+    mallopt = getattr(libc, "mallopt", None)
+    if mallopt is None or _keeping:
+        yield
+        return
+    trim_threshold, mmap_threshold, mmap_max = -1, -3, -4  # names of settings in glibc's malloc.h
+    mallopt(mmap_max, 0)
+    mallopt(trim_threshold, -1)
+    _keeping = True
+    try:
+        yield
+    finally:
+        _keeping = False
+        mallopt(mmap_max, 65536)
+        mallopt(mmap_threshold, 32 << 20)
+        mallopt(trim_threshold, 64 << 20)
+        libc.malloc_trim(0)
