@@ -9,7 +9,7 @@ FORKS.set_forkserver_preload(["unetlib.store.fit"])
 
 
 def start(work, *arguments):
-    """Begin to call a function of a test module in a process of its own.
+    """Begin to call a function in a process of its own, which imports the function's module.
 
     Returns:
         The process, and the connection that gives what the function returns or raises.
@@ -23,7 +23,7 @@ def start(work, *arguments):
 
 
 def in_another_process(work, *arguments):
-    """What a function of a test module returns or raises in a process of its own."""
+    """What a function returns or raises in a process of its own."""
     process, answer = start(work, *arguments)
     try:
         result = answer.recv()
@@ -32,6 +32,16 @@ def in_another_process(work, *arguments):
     if isinstance(result, Exception):
         raise result
     return result
+
+
+def with_megabytes_left(count: int, work, *arguments):
+    """Call a function while Linux grants this process only so much more memory."""
+    import resource
+
+    with open("/proc/self/statm") as file:
+        used = int(file.read().split()[0]) * resource.getpagesize()
+    resource.setrlimit(resource.RLIMIT_AS, (used + count * 2**20, -1))
+    return work(*arguments)
 
 
 def _call(sender, environment, work, arguments) -> None:

@@ -68,7 +68,7 @@ def test_constraints_name_no_package_index():
 def test_every_import_of_the_library_is_declared():
     """A package that only comes along with another one would vanish when that one drops it."""
     imported = set()
-    for path in (REPOSITORY / "unetlib").glob("*.py"):
+    for path in (REPOSITORY / "unetlib").rglob("*.py"):
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
             if isinstance(node, ast.Import):
                 imported |= {alias.name.split(".")[0] for alias in node.names}

@@ -17,9 +17,8 @@ import os, sys
 from pathlib import Path
 if "ONE_CORE" in os.environ:
     os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})
+from unetlib import find_runs, plot_runs
 from unetlib.__main__ import main
-from unetlib.plots import plot_runs
-from unetlib.runs import find_runs
 images, output = sys.argv[1:3]
 settings = "--widths 4 8 --size 32 --epochs 1 --batch-size 4 --lr 0.01".split()
 commands = [["train", *settings]]
@@ -164,7 +163,7 @@ COMPILE = """
 import pathlib, warnings
 warnings.simplefilter("error")
 for folder in ("unetlib", "tests", "tools"):
-    for path in pathlib.Path(folder).glob("*.py"):
+    for path in pathlib.Path(folder).rglob("*.py"):
         compile(path.read_bytes(), path, "exec")
 """
 
@@ -212,4 +211,4 @@ def test_make_refuses_a_python_without_packages(version, tmp_path):
     )
     said = ended.stderr.splitlines()[0]
     assert ended.returncode and not venv.exists()
-    assert said.startswith("No Python 3.11 to 3.14") and "make PYTHON=" in said
+    assert "3.11 to 3.14" in said and "make PYTHON=" in said

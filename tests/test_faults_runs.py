@@ -13,7 +13,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from other_process import in_another_process, start
+from other_process import in_another_process, start, with_megabytes_left
 
 from unetlib import (
     FILES,
@@ -179,46 +179,21 @@ def test_two_exports_into_one_folder_leave_one_whole_export(trained, tables, tmp
 # ------------------------------------------------------------------------------------------ memory
 
 
-def with_megabytes_left(count: int, work, *arguments):
-    """Call a function while the system grants this process only so much more memory."""
-    import resource
-
-    used = int(open("/proc/self/statm").read().split()[0]) * resource.getpagesize()
-    resource.setrlimit(resource.RLIMIT_AS, (used + count * 2**20, -1))
-    return work(*arguments)
-
-
 LARGE = Recipe(size=256, epochs=1, precision="fp32")
 
 
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="needs Linux")
-@pytest.mark.parametrize(
-    ("room", "work", "arguments", "error", "numbers"),
-    [
-        pytest.param(400, fit, (LARGE, 16), TrainingError, "16 images of 256x256", id="training"),
-        pytest.param(
-            400,
-            fit,
-            (replace(LARGE, batch_size=2), 1),
-            TrainingError,
-            "2 images of 256x256",
-            id="validation",
-        ),
-        pytest.param(
-            400, lr_find, (LARGE, 16), TrainingError, "16 images of 256x256", id="range test"
-        ),
-        pytest.param(
-            100, decode_once, (4096, 16), DataError, "16 images of 4096x4096", id="decoding"
-        ),
-    ],
-)
 @pytest.mark.fault("out of memory in a step or while images are decoded", "one sentence, numbers")
-def test_too_little_memory_is_named(tables, room, work, arguments, error, numbers):
-    setting, rows = arguments
-    train, val = tables[0].iloc[:rows], tables[1]
-    given = {fit: (setting, train, val), lr_find: (setting, train), decode_once: (train, setting)}
+@pytest.mark.parametrize("what", ["training", "range test", "decoding"])
+def test_too_little_memory_is_named(tables, what):
+    train, val = tables
+    megabytes, call, error, numbers = {
+        "training": (900, (fit, LARGE, train, val), TrainingError, "16 images of 256x256"),
+        "range test": (900, (lr_find, LARGE, train), TrainingError, "16 images of 256x256"),
+        "decoding": (100, (decode_once, train, 4096), DataError, "16 images of 4096x4096"),
+    }[what]
     with pytest.raises(error, match=rf"\b{numbers}\b.* lower "):
-        in_another_process(with_megabytes_left, room, work, *given[work])
+        in_another_process(with_megabytes_left, megabytes, *call)
 
 
 # ------------------------------------------------------------------------------------------- clocks

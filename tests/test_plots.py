@@ -1,13 +1,27 @@
+import asyncio
 from dataclasses import replace
 
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 import pytest
+from ipykernel.inprocess import InProcessKernelManager
+from IPython import get_ipython
 from nbclient import NotebookClient
 from nbformat.v4 import new_code_cell, new_notebook
 
-from unetlib import DataError, Recipe, fit, plots
+from unetlib import (
+    DataError,
+    LiveFigure,
+    Recipe,
+    fit,
+    overlay,
+    plot_history,
+    plot_lr_find,
+    plot_runs,
+    show_images,
+    show_predictions,
+)
 
 RNG = np.random.default_rng(0)
 GREY = RNG.integers(0, 256, (6, 20, 30), dtype=np.uint8)
@@ -26,7 +40,7 @@ def shown_axes(figure):
 
 
 def test_show_images_draws_each_image_under_its_title():
-    figure = plots.show_images(list(GREY), titles=[f"car {i}" for i in range(6)], ncols=4)
+    figure = show_images(list(GREY), titles=[f"car {i}" for i in range(6)], ncols=4)
     axes = shown_axes(figure)
     assert [axis.get_title() for axis in axes] == [f"car {i}" for i in range(6)]
     for axis, image in zip(axes, GREY, strict=True):
@@ -39,24 +53,24 @@ def test_show_images_draws_each_image_under_its_title():
     ids=["uint8", "float", "leading channel", "colour"],
 )
 def test_show_images_takes_greys_tensors_and_colours(image):
-    assert len(shown_axes(plots.show_images([image]))) == 1
+    assert len(shown_axes(show_images([image]))) == 1
 
 
 def test_a_grey_is_shown_as_it_is_and_not_stretched():
     dim = np.full((4, 4), 100, np.uint8)
-    (axis,) = shown_axes(plots.show_images([dim]))
+    (axis,) = shown_axes(show_images([dim]))
     assert axis.images[0].get_clim() == (0, 255)
 
 
 def test_overlay_colours_the_mask_and_nothing_else():
-    figure = plots.overlay(GREY[0], MASKS[0])
+    figure = overlay(GREY[0], MASKS[0])
     colour = figure.axes[0].images[1].get_array()
     np.testing.assert_array_equal(~np.ma.getmaskarray(np.ma.masked_invalid(colour)), MASKS[0])
 
 
 @pytest.mark.parametrize("fill", [False, True])
 def test_overlay_takes_an_empty_and_a_full_mask(fill, recwarn):
-    plots.overlay(GREY[0], np.full((20, 30), fill)).canvas.draw()
+    overlay(GREY[0], np.full((20, 30), fill)).canvas.draw()
     assert not recwarn.list
 
 
@@ -65,13 +79,13 @@ def test_overlay_takes_an_empty_and_a_full_mask(fill, recwarn):
 )
 @pytest.mark.parametrize("value", [0.1, np.nan, 255.0])
 def test_overlay_refuses_what_is_no_mask(value):
-    with pytest.raises(DataError, match="threshold it first"):
-        plots.overlay(GREY[0], np.full((20, 30), value))
+    with pytest.raises(DataError, match="threshold"):
+        overlay(GREY[0], np.full((20, 30), value))
 
 
 def test_overlay_draws_where_it_is_told():
     figure, axis = plt.subplots()
-    assert plots.overlay(GREY[0], MASKS[0], ax=axis) is figure
+    assert overlay(GREY[0], MASKS[0], ax=axis) is figure
     assert len(axis.images) == 2
     plt.close(figure)
 
@@ -79,7 +93,7 @@ def test_overlay_draws_where_it_is_told():
 def test_show_predictions_marks_missed_and_invented_pixels():
     probability = MASKS[0].astype(float)
     probability[5, 8], probability[0, 0] = 0.0, 1.0  # one pixel missed, one too many
-    figure = plots.show_predictions([GREY[0]], [MASKS[0]], [probability], titles=["a car"])
+    figure = show_predictions([GREY[0]], [MASKS[0]], [probability], titles=["a car"])
     axes = figure.axes
     assert axes[0].get_title() == "a car"
     errors = np.asarray(axes[3].images[0].get_array())
@@ -89,28 +103,28 @@ def test_show_predictions_marks_missed_and_invented_pixels():
 
 
 def test_show_predictions_has_a_column_per_image():
-    figure = plots.show_predictions(GREY[:3, None], MASKS[:3, None], MASKS[:3] * 0.9)
+    figure = show_predictions(GREY[:3, None], MASKS[:3, None], MASKS[:3] * 0.9)
     assert len(shown_axes(figure)) == 12
 
 
 def test_plot_history_of_one_run(trained):
-    loss, score = plots.plot_history(trained).axes
+    loss, score = plot_history(trained).axes
     assert [line.get_label() for line in loss.lines] == ["train", "val"]
     np.testing.assert_array_equal(score.lines[0].get_ydata(), trained.history["val_dice"])
 
 
 def test_plot_history_of_several_runs_names_them(trained):
-    loss, score = plots.plot_history({"narrow": trained, "wide": trained}).axes
+    loss, score = plot_history({"narrow": trained, "wide": trained}).axes
     assert [line.get_label() for line in score.lines] == ["narrow", "wide"]
     assert len(loss.lines) == 4
 
 
 def test_figures_draw_without_warnings(trained, recwarn):
     for figure in (
-        plots.show_images(list(GREY)),
-        plots.overlay(GREY[0], MASKS[0]),
-        plots.show_predictions(GREY[:2], MASKS[:2], MASKS[:2] * 0.9),
-        plots.plot_history(trained),
+        show_images(list(GREY)),
+        overlay(GREY[0], MASKS[0]),
+        show_predictions(GREY[:2], MASKS[:2], MASKS[:2] * 0.9),
+        plot_history(trained),
     ):
         figure.canvas.draw()
     assert not recwarn.list
@@ -133,7 +147,7 @@ def legend(axis) -> list[str]:
 
 
 def test_plot_runs_draws_dice_by_epoch_and_by_time(two_runs):
-    by_epoch, by_time = plots.plot_runs({"a": two_runs[0], "b": two_runs[1]}).axes
+    by_epoch, by_time = plot_runs({"a": two_runs[0], "b": two_runs[1]}).axes
     for left, right, run in zip(by_epoch.lines, by_time.lines, two_runs, strict=True):
         np.testing.assert_allclose(left.get_ydata(), run.history["val_dice"])
         np.testing.assert_allclose(right.get_ydata(), run.history["val_dice"])
@@ -142,8 +156,8 @@ def test_plot_runs_draws_dice_by_epoch_and_by_time(two_runs):
 
 
 def test_plot_runs_names_runs_by_what_differs(two_runs):
-    assert sorted(legend(plots.plot_runs(two_runs).axes[1])) == ["lr 0.001", "lr 0.01"]
-    assert legend(plots.plot_runs(two_runs[:1]).axes[1]) == [two_runs[0].folder.name]
+    assert sorted(legend(plot_runs(two_runs).axes[1])) == ["lr 0.001", "lr 0.01"]
+    assert legend(plot_runs(two_runs[:1]).axes[1]) == [two_runs[0].folder.name]
 
 
 @pytest.mark.fault(
@@ -153,24 +167,24 @@ def test_plot_runs_names_runs_by_what_differs(two_runs):
 def test_plot_runs_draws_each_run_under_its_own_label(two_runs, tmp_path):
     recipe = replace(two_runs[0].recipe, epochs=2)
     shorter = replace(two_runs[0], folder=tmp_path / "shorter", recipe=recipe)
-    by_time = plots.plot_runs([*two_runs, shorter]).axes[1]
+    by_time = plot_runs([*two_runs, shorter]).axes[1]
     first = two_runs[0].folder.name
     assert legend(by_time) == [f"lr 0.01 ({first})", "lr 0.001", "lr 0.01 (shorter)"]
     copy = replace(two_runs[0], folder=tmp_path / "copy")
-    assert legend(plots.plot_runs([two_runs[0], copy]).axes[1]) == [first, "copy"]
+    assert legend(plot_runs([two_runs[0], copy]).axes[1]) == [first, "copy"]
 
 
 def test_plot_lr_find_marks_the_steepest_rate():
     lr = np.logspace(-5, 0, 51)
     loss = 1 - 1 / (1 + np.exp(-4 * np.log10(lr / 1e-3)))
-    (axis,) = plots.plot_lr_find(pd.DataFrame(dict(lr=lr, loss=loss, smoothed=loss))).axes
+    (axis,) = plot_lr_find(pd.DataFrame(dict(lr=lr, loss=loss, smoothed=loss))).axes
     assert axis.get_xscale() == "log"
     assert "steepest: 0.001" in legend(axis)
 
 
 def test_the_live_figure_follows_masks_over_the_epochs(tables):
     recipe = Recipe(widths=(2, 4), size=16, epochs=9, lr=1e-2, precision="fp32")
-    live, previews = plots.LiveFigure(), []
+    live, previews = LiveFigure(), []
     fit(recipe, *tables, on_epoch=lambda run: (live(run), previews.append(run.preview[2])))
     axes = live.draw().axes
     titles = [axis.get_title() for axis in axes if axis.images]
@@ -184,23 +198,59 @@ def test_the_live_figure_follows_masks_over_the_epochs(tables):
 
 
 def test_the_live_figure_starts_anew_with_another_run(tables, two_runs):
-    live = plots.LiveFigure()
+    live = LiveFigure()
     recipe = Recipe(widths=(2, 4), size=16, epochs=2, lr=1e-2, precision="fp32")
     fit(recipe, *tables, on_epoch=live)
     fit(replace(recipe, seed=1, epochs=1), *tables, on_epoch=live)
     assert list(live.masks) == [1]
 
 
-def test_the_live_figure_shows_itself_in_a_notebook_once_and_then_changes(tables, monkeypatch):
+TRAINING = """
+from unetlib import LiveFigure, Recipe, find_samples, fit, split_by_car
+recipe = Recipe(widths=(2, 4), size=16, epochs=3, precision="fp32")
+run = fit(recipe, *split_by_car(find_samples()), on_epoch=LiveFigure())
+"""
+
+
+@pytest.fixture
+def kernel():
+    """The client of a notebook's kernel in this process."""
+    manager = InProcessKernelManager()
+    manager.start_kernel()
+    client = manager.client()
+    client.start_channels()
+    yield client
+    client.stop_channels()
+    loop = manager.kernel.iopub_thread.io_loop.asyncio_loop
+    asyncio.run_coroutine_threadsafe(end_other_tasks(), loop).result()
+    manager.kernel.shell.clear_instance()  # or this process would count as a notebook from now on
+    manager.shutdown_kernel()
+    assert get_ipython() is None
+
+
+async def end_other_tasks() -> None:
+    others = asyncio.all_tasks() - {asyncio.current_task()}
+    for task in others:
+        task.cancel()
+    await asyncio.gather(*others, return_exceptions=True)
+
+
+def test_the_live_figure_is_displayed_once_and_then_changes(kernel):
+    kernel.execute(TRAINING)
+    shown = [
+        message
+        for message in kernel.iopub_channel.get_msgs()
+        if "<Figure" in message["content"].get("data", {}).get("text/plain", "")
+    ]
+    kinds = [message["msg_type"] for message in shown]
+    assert kinds == ["display_data", "update_display_data", "update_display_data"]
+    assert len({message["content"]["transient"]["display_id"] for message in shown}) == 1
+
+
+@pytest.mark.slow
+def test_the_live_figure_is_one_output_in_a_notebook():
     """A real kernel: one output, replaced after every epoch."""
-    source = (
-        "from unetlib.carvana import find_samples, split_by_car\n"
-        "from unetlib.plots import LiveFigure\n"
-        "from unetlib.training import Recipe, fit\n"
-        "recipe = Recipe(widths=(2, 4), size=16, epochs=3, precision='fp32')\n"
-        "run = fit(recipe, *split_by_car(find_samples()), on_epoch=LiveFigure())\n"
-    )
-    notebook = new_notebook(cells=[new_code_cell(source)])
+    notebook = new_notebook(cells=[new_code_cell(TRAINING)])
     NotebookClient(notebook, kernel_name="python3", timeout=120).execute()
     pictures = [
         output for output in notebook.cells[0].outputs if "image/png" in output.get("data", {})

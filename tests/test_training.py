@@ -145,6 +145,18 @@ def test_a_validation_loss_that_is_not_a_number_is_an_error(sets):
         next(train(learner, *sets, batch_size=5))
 
 
+def test_validation_takes_no_more_images_at_once_than_training(tables, sets):
+    """Or it would need memory that no smaller batch size can save."""
+    learner, counts = Learner(replace(RECIPE, epochs=1), 8, device=CPU), {True: [], False: []}
+
+    def note(model, inputs):
+        counts[model.training].append(len(inputs[0]))
+
+    learner.model.register_forward_pre_hook(note)
+    list(train(learner, {32: sets[1]}, sets[0][32], batch_size=3))
+    assert counts == {True: [3, 1], False: [3, 3, 3, 3, 3, 1]}
+
+
 # ---------------------------------------------------------------------------------------- the loop
 
 

@@ -11,16 +11,63 @@ python -m unetlib check data/carvana
 python -m unetlib subset --cars 40 --size 480x320 SOURCE TARGET
 """
 
+import argparse
 import json
 import sys
 import warnings
+from functools import partial
 
 import tyro
 
-from unetlib.cli.data import Check, Download, Subset
-from unetlib.cli.models import Compare, Export, Predict, train_from
+from unetlib.cli.commands import check, compare, download, export, predict, subset, train
+from unetlib.recipe import Recipe
 
 DESCRIPTION = "Train, export, compare and use a small U-Net on the Carvana Image Masking Challenge."
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run one command.
+
+    Returns:
+        The exit status: 0; 1 when it failed, and stderr says why, or when ``check`` has found
+        problems; 130 when a training was stopped.
+    """
+    warnings.showwarning = lambda message, *_: print(f"warning: {message}", file=sys.stderr)
+    arguments = sys.argv[1:] if arguments is None else arguments
+    # The recipe that is named gives all other settings their defaults.
+    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    parser.add_argument("--recipe")
+    start = parser.parse_known_args(arguments)[0].recipe
+    commands = dict(train=partial(train, settings=Recipe.fast()) if start == "fast" else train)
+    for command in (export, predict, compare, download, subset, check):
+        commands[command.__name__] = command
+    try:
+        result = tyro.extras.subcommand_cli_from_dict(
+            commands, prog="python -m unetlib", description=DESCRIPTION, args=arguments
+        )
+    except KeyboardInterrupt:
+        print("stopped", file=sys.stderr)
+        return 130
+    except (OSError, ValueError, RuntimeError) as error:
+        training = sys.modules.get("unetlib.training")  # not imported: no error of its
+        if isinstance(error, RuntimeError) and not isinstance(error, training.TrainingError):
+            raise
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    if "accelerate" in sys.modules:  # not after an error: the other processes would be waited for
+        from accelerate import PartialState
+
+        if PartialState._shared_state:
+            PartialState().destroy_process_group()
+    if result is None:
+        return 0
+    if "--json" in arguments:
+        print(json.dumps(result))
+    else:
+        _show(result)
+    if result.get("problems"):
+        return 1
+    return 0 if result.get("finished", True) else 130
 
 
 def _show(result: dict) -> None:
@@ -39,48 +86,6 @@ def _text(value) -> str:
     if isinstance(value, float):
         return f"{value:.4g}"
     return str(value).encode(errors="backslashreplace").decode()  # a name need not be UTF-8
-
-
-def main(arguments: list[str] | None = None) -> int:
-    """Run one command.
-
-    Returns:
-        The exit status: 0; 1 when it failed, and stderr says why, or when ``check`` has found
-        problems; 130 when a training was stopped.
-    """
-    warnings.showwarning = lambda message, *_: print(f"warning: {message}", file=sys.stderr)
-    commands = {
-        command.__name__.lower(): command
-        for command in (train_from(arguments), Export, Predict, Compare, Download, Subset, Check)
-    }
-    command = tyro.extras.subcommand_cli_from_dict(
-        commands, prog="python -m unetlib", description=DESCRIPTION, args=arguments
-    )
-    try:
-        result = command()
-    except KeyboardInterrupt:
-        print("stopped", file=sys.stderr)
-        return 130
-    except (OSError, ValueError, RuntimeError) as error:
-        training = sys.modules.get("unetlib.training")  # not imported: no error of its
-        if isinstance(error, RuntimeError) and not isinstance(error, training.TrainingError):
-            raise
-        print(f"error: {error}", file=sys.stderr)
-        return 1
-    if "accelerate" in sys.modules:  # not after an error: the other processes would be waited for
-        from accelerate import PartialState
-
-        if PartialState._shared_state:
-            PartialState().destroy_process_group()
-    if result is None:
-        return 0
-    if command.json:
-        print(json.dumps(result))
-    else:
-        _show(result)
-    if result.get("problems"):
-        return 1
-    return 0 if result.get("finished", True) else 130
 
 
 if __name__ == "__main__":

@@ -14,6 +14,7 @@ import io
 import os
 import tempfile
 import warnings
+from contextlib import ExitStack
 from pathlib import Path
 
 import numpy as np
@@ -74,11 +75,13 @@ def export_all(
     def say() -> None:
         print(f"{output_dir}: another program exports there; waiting for it")
 
-    with (
-        locked(output_dir / ".export.lock", on_wait=say),
-        tempfile.TemporaryDirectory(dir=output_dir, prefix=".export-") as workshop,
-    ):
-        folder = Path(workshop)
+    with ExitStack() as stack:
+        lock = output_dir / ".export.lock"
+        stack.enter_context(locked(lock, on_wait=say))
+        if os.name == "posix":  # left behind, it would be closed to other users
+            stack.callback(lock.unlink, missing_ok=True)
+        workshop = tempfile.TemporaryDirectory(dir=output_dir, prefix=".export-")
+        folder = Path(stack.enter_context(workshop))
         try:
             table = _export_into(folder, getattr(run, "checkpoint", run), train, val)
         except OSError as error:

@@ -63,7 +63,7 @@ def write_manifest(
     """
     check_manifest(folder)
     try:
-        content = read_manifest(folder)
+        content = {} if files is None else read_manifest(folder)
     except ModelFileError:  # nothing is known of the other files any more
         content = {}
     weights = file_hash(folder / FILES["pytorch"])

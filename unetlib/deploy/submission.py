@@ -128,7 +128,10 @@ class _Job:
         self.rank = accelerator.process_index if accelerator else 0
         self.problems: dict[Path, str] = {}
         about = dict(model=file_hash(predictor.path), predictor=predictor.name, flip=flip)
-        self.about = json.dumps(about | dict(threshold=predictor.threshold))
+        # By number too: a folder that took another one's place may hold images of the same names.
+        folders = {folder.resolve() for folder in {image.parent for image in results}}
+        folders = sorted((str(one), one.stat().st_ino) for one in folders if one.is_dir())
+        self.about = json.dumps(about | dict(threshold=predictor.threshold, folders=folders))
 
     def run(
         self, unreadable: Path, merge: Callable[[list[Path]], None] | None = None
@@ -143,6 +146,10 @@ class _Job:
                 (self.parts / "codes").mkdir(parents=True)
                 with whole_file(self.job_file) as part:
                     part.write_text(self.about, encoding="utf-8")
+                # Masks of an earlier job are older, unless the clock was put back since.
+                old = [result for result in self.results.values() if os.path.isfile(result)]
+                newest = max(file.stat().st_mtime_ns for file in [self.job_file, *old])
+                os.utime(self.job_file, ns=(newest, newest))
             if self.accelerator:  # one list for all, whatever happens to the images meanwhile
                 (self.results,) = broadcast_object_list([self.results])
                 self.accelerator.wait_for_everyone()
@@ -175,16 +182,17 @@ class _Job:
         return self.job_file.is_file() and self.job_file.read_bytes() == self.about.encode()
 
     def _is_done(self, image: Path, begun: int) -> bool:
-        """Whether an image's result is younger than the job and the image.
+        """Whether an image's result is whole, and younger than the job and the image.
 
         Equally old does not count: a file system's clock may tick only every few milliseconds.
         """
         try:
             result, source, link = self.results[image].stat(), image.stat(), image.lstat()
+            end = self.results[image].read_bytes()[-1:]  # a power failure may leave zeros, or less
         except OSError:
             return False
         changed = max(source.st_mtime_ns, source.st_ctime_ns, link.st_ctime_ns)
-        return result.st_size > 0 and result.st_mtime_ns > max(begun, changed)
+        return end in (b"\n", b"\x82") and result.st_mtime_ns > max(begun, changed)
 
     def _predict_share(self) -> None:
         """Predict this process's images; threads read the next and write the last ones."""
@@ -241,9 +249,12 @@ class _Job:
         unfinished, result = self.parts / uuid.uuid4().hex, self.results[image]
         try:
             self.write(mask, unfinished, image)
+            if not self._is_ours():
+                raise FileNotFoundError
             os.replace(unfinished, result)
         except (UnicodeEncodeError, OSError) as error:
-            if getattr(error, "errno", None) not in (None, errno.ENAMETOOLONG, errno.EILSEQ):
+            named = errno.ENAMETOOLONG, errno.EILSEQ
+            if isinstance(error, OSError) and error.errno not in named:
                 raise
             raise DataError(
                 f"{result}: no file or csv line takes such a name; rename it."

@@ -29,7 +29,7 @@ def download(
     test: bool = False,
     source: str | Path | None = None,
 ) -> Path:
-    """Fetch the real data set, unpack it and check that it is complete.
+    """Fetch the real data set, unpack it and say how much of it is there.
 
     A second call continues where the first was interrupted (see ``unpack``).
 
@@ -44,17 +44,16 @@ def download(
         The folder for ``UNETLIB_DATA``: the target, or the subset's folder if one was asked for.
 
     Raises:
-        DataError: no access, no network, a damaged archive, or an incomplete data set.
+        DataError: no access, no network, a damaged archive, or no usable image in them.
     """
     target = Path(target or config.REPOSITORY / "data" / "carvana").resolve()
     for name in (*ARCHIVES, "test.zip") if test else ARCHIVES:
         archive = _fetch(name) if source is None else _find_archive(Path(source), name)
         if archive is not None:
             unpack(archive, target)
-    samples = find_samples(target)
-    labelled = samples[samples["mask"] != ""]
-    pairs, cars = len(labelled), labelled["car"].nunique()
-    print(f"{target}: {pairs:,} photos with masks of {cars} cars (the full set: 5,088 of 318)")
+    pairs = find_samples(target).query("mask != ''")
+    count = f"{len(pairs):,} photos with masks of {pairs['car'].nunique()} cars"
+    print(f"{target}: {count} (the full set: 5,088 of 318)")
     if subset is None:
         return target
     return write_subset(target, target.with_name(f"{target.name}-{subset}-cars"), subset)
@@ -84,7 +83,7 @@ def _fetch(name: str) -> Path:
         problem = f"Kaggle answered {status} for {name}: {REMEDIES.get(status, 'try again later')}"
     except OSError as error:  # of the network (requests' own exceptions) or of the disk
         problem = (
-            f"{name} cannot be stored in {kagglehub.config.get_cache_folder()} "
+            f"{name} cannot be fetched into {kagglehub.config.get_cache_folder()} "
             f"({error.strerror or type(error).__name__}): check the network and the room on that "
             "disk (KAGGLEHUB_CACHE names another folder), then start the same command again, which "
             f"continues; or {BY_HAND}"

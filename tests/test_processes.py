@@ -1,0 +1,95 @@
+"""Batch sizes, processes and memory: what stands between a recipe and the machine."""
+
+import ctypes
+import sys
+from dataclasses import replace
+from datetime import timedelta
+
+import psutil
+import pytest
+import torch
+
+from unetlib import CarvanaDataset, Recipe, TrainingError
+from unetlib.support.processes import SharedLearner, begin, settle_batch_size, start_accelerator
+from unetlib.support.speed import memory_kept, out_of_memory_named
+from unetlib.training import Learner, train
+
+RECIPE = Recipe(widths=(4, 8), size=32, lr=1e-2, epochs=2, augment="mild", precision="fp32")
+AUTOMATIC = replace(RECIPE, batch_size="auto")
+CPU = torch.device("cpu")
+
+# -------------------------------------------------------------------------------------- processes
+
+
+def test_a_process_that_is_alone_needs_no_sharing():
+    accelerator = start_accelerator(timeout=timedelta(seconds=5))
+    assert accelerator.num_processes == 1
+    assert type(begin(RECIPE, 4, RECIPE.lr, accelerator)) is Learner
+
+
+def test_sharing_with_nobody_computes_what_one_process_does(tables):
+    """Several real processes: test_distributed."""
+    train_set, val_set = (CarvanaDataset(table, 32, augment="mild") for table in tables)
+    accelerator = start_accelerator()
+    alone = Learner(RECIPE, 8, device=accelerator.device)
+    shared = SharedLearner(RECIPE, 8, RECIPE.lr, accelerator)
+    assert (shared.rank, shared.world_size) == (0, 1)
+    one, other = (list(train(each, {32: train_set}, val_set, 5)) for each in (alone, shared))
+    for row, same in zip(one, other, strict=True):
+        assert row | dict(seconds=0) == same | dict(seconds=0)
+
+
+# ------------------------------------------------------------------------------------- batch size
+
+
+def test_auto_is_16_where_memory_cannot_be_probed():
+    accelerator = start_accelerator()
+    if accelerator.device.type == "cuda":
+        pytest.skip("this computer has a GPU, where the size is probed")
+    assert settle_batch_size(AUTOMATIC, 5000, accelerator) == (16, RECIPE.lr)
+    assert settle_batch_size(replace(RECIPE, batch_size=3), 5000, accelerator) == (3, RECIPE.lr)
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+def test_auto_leaves_20_steps_an_epoch_on_a_gpu_and_scales_the_rate():
+    batch_size, lr = settle_batch_size(AUTOMATIC, 4070, start_accelerator())
+    assert batch_size == 128
+    assert lr == pytest.approx(RECIPE.lr * 8**0.5)
+
+
+# ------------------------------------------------------------------------------------------ memory
+
+
+@pytest.mark.parametrize(
+    "error",
+    [MemoryError(), RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory")],
+)
+def test_errors_of_too_little_memory_are_one_sentence_with_numbers(error):
+    with (
+        pytest.raises(TrainingError, match=r"\b16 images of 64x64\b.* CPU.* batch_size"),
+        out_of_memory_named(16, 64, CPU),
+    ):
+        raise error
+
+
+def test_other_errors_pass_as_they_are():
+    with pytest.raises(RuntimeError, match="shape"), out_of_memory_named(16, 64, CPU):
+        torch.zeros(2, 3) @ torch.zeros(2, 3)
+
+
+@pytest.mark.skipif(
+    sys.platform != "linux" or not hasattr(ctypes.CDLL(None), "mallopt"), reason="needs glibc"
+)
+def test_freed_memory_is_kept_inside_the_block_and_returned_after_it():
+    resident = psutil.Process().memory_info
+    before, size = resident().rss, 100_000_000
+    with memory_kept(CPU), memory_kept(CPU):
+        tensor = torch.ones(size // 4)
+        del tensor
+        assert resident().rss > before + size / 2
+    assert resident().rss < before + size / 4
+
+
+def test_memory_is_left_alone_where_it_is_not_the_cpus():
+    with memory_kept(torch.device("meta")):
+        pass

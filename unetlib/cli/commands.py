@@ -1,0 +1,241 @@
+"""The commands, a function each: parameters are options, the result is what is printed.
+
+Paths and arguments are checked before PyTorch is imported.
+"""
+
+import os
+import shutil
+import sys
+import warnings
+from contextlib import redirect_stdout
+from datetime import timedelta
+from pathlib import Path
+from typing import Annotated, Literal
+
+from tyro.conf import OmitArgPrefixes, Positional, arg
+
+from unetlib import config
+from unetlib.recipe import Recipe
+from unetlib.support import folders
+
+DATA_HELP = "Data set in Carvana's layout; default: UNETLIB_DATA."
+Data = Annotated[Path | None, arg(help=DATA_HELP)]
+# For the help alone: __main__ looks for it.
+Json = Annotated[bool, arg(help="Print one JSON object as the last line of stdout.")]
+Runtime = Literal["openvino", "compile"]
+BASELINE = Recipe()
+
+
+def train(
+    settings: OmitArgPrefixes[Recipe] = BASELINE,
+    recipe: Literal["baseline", "fast"] = "baseline",
+    data: Data = None,
+    output_dir: Path | None = None,
+    retrain: bool = False,
+    json: Json = False,
+) -> dict | None:
+    """Train a U-Net and write the best model to OUTPUT_DIR.
+
+    Started by torchrun or accelerate launch, all their processes train one model together.
+
+    Args:
+        recipe: Where the settings start from.
+        output_dir: Where unet_model.pth is written; default: models.
+        retrain: Train anew even if this recipe was trained on this data before.
+    """
+    from unetlib.deploy.manifest import FILES, check_manifest, write_manifest
+    from unetlib.support.files import whole_file
+
+    is_main = os.environ.get("RANK", "0") == "0"  # as torchrun and accelerate launch say it
+    if not is_main:
+        warnings.simplefilter("ignore")
+    output_dir = output_dir or folders.models_dir()
+    check_manifest(output_dir)
+    train_rows, val_rows = _split(data)
+    scaled = config.profile().scale(settings)
+    if is_main:
+        print(config.profile(), file=sys.stderr)
+
+    from unetlib import fit
+    from unetlib.training import TrainingError
+
+    run = fit(scaled, config.profile().thin(train_rows), val_rows, retrain=retrain)
+    if not is_main:
+        return None
+    if run.history.empty:
+        raise TrainingError("Stopped before an epoch was finished: nothing to write yet.")
+    checkpoint = output_dir / FILES["pytorch"]
+    with whole_file(checkpoint) as part:
+        shutil.copyfile(run.checkpoint, part)
+    write_manifest(output_dir, [checkpoint])
+    names = ("best_dice", "best_epoch", "finished", "seconds", "images_per_second")
+    facts = ("device", "processes", "precision", "batch_size", "lr")
+    result = {name: getattr(run, name) for name in names}
+    result |= {name: run.details[name] for name in facts}
+    return result | dict(run=str(run.folder), checkpoint=str(checkpoint))
+
+
+def export(
+    checkpoint: Path | None = None,
+    data: Data = None,
+    output_dir: Path | None = None,
+    json: Json = False,
+) -> dict:
+    """Write a trained model in every format and prove that they agree.
+
+    Args:
+        checkpoint: A run's best.pth or an exported .pth; default: the newest run.
+        output_dir: Where the files are written; default: models.
+    """
+    from unetlib import ModelFileError, find_runs
+    from unetlib.deploy.manifest import check_file, check_manifest
+
+    if checkpoint is None:
+        runs, where = find_runs(), folders.runs_dir()
+        if not runs:
+            raise ModelFileError(f"{where}: no trained run; run python -m unetlib train first.")
+        checkpoint = runs[-1].checkpoint
+    check_file(checkpoint, trust=True)
+    output_dir = output_dir or folders.models_dir()
+    check_manifest(output_dir)
+    train_rows, val_rows = _split(data)
+
+    from unetlib import export_all
+
+    train_rows = config.profile().thin(train_rows)
+    table = export_all(checkpoint, output_dir, train=train_rows, val=val_rows)
+    return dict(checkpoint=str(checkpoint), formats=table.to_dict("records"))
+
+
+def predict(
+    images: Positional[list[Path]],
+    model: Path,
+    output: Path,
+    flip: bool = False,
+    runtime: Runtime | None = None,
+    trust: bool = False,
+    json: Json = False,
+) -> dict | None:
+    """Write masks of images: PNG files in a folder, or Kaggle's csv of run lengths.
+
+    A stopped run goes on where it was. Started by torchrun or accelerate launch, the processes
+    share the images.
+
+    Args:
+        images: Image files, or folders of them.
+        model: A model file of any format.
+        output: A folder for <stem>_mask.png, or a FILE.csv.
+        flip: Predict the mirrored picture too and take the mean: slower, a little better.
+        runtime: Instead of the file's own: OpenVINO for ONNX files, torch.compile for .pth files.
+        trust: Open a file that manifest.json beside it does not vouch for.
+    """
+    from unetlib.deploy.images import image_files
+    from unetlib.deploy.manifest import check_file
+
+    check_file(model, trust)
+    images = image_files(images)
+
+    from unetlib import load_predictor, write_masks, write_submission
+    from unetlib.support.processes import start_accelerator
+
+    processes = start_accelerator(timeout=timedelta(days=7))  # computers may differ in speed
+    here = int(os.environ.get("LOCAL_WORLD_SIZE", 1))
+    threads = max(1, (os.cpu_count() or 1) // here) if here > 1 else None
+    predictor = load_predictor(model, processes.device, threads, trust=trust, runtime=runtime)
+    write = write_submission if output.suffix.lower() == ".csv" else write_masks
+    left_out = write(predictor, images, output, flip=flip, accelerator=processes)
+    if not processes.is_main_process:
+        return None
+    unreadable = [file for file, _ in left_out]
+    facts = dict(output=str(output), model=predictor.name)
+    return dict(images=len(images), unreadable=unreadable, **facts)
+
+
+def compare(
+    models: Path | None = None,
+    data: Data = None,
+    runtimes: tuple[Runtime, ...] = ("openvino", "compile"),
+    json: Json = False,
+) -> dict:
+    """Compare all exported formats: Dice, agreement, latency, size, memory.
+
+    Args:
+        models: The folder that export wrote; default: models.
+        runtimes: Extra ones, where they are installed.
+    """
+    from unetlib.deploy.manifest import exported_files
+
+    models = models or folders.models_dir()
+    exported_files(models)
+    _, val_rows = _split(data)
+
+    from unetlib.deploy.compare import compare as table_of
+
+    with redirect_stdout(sys.stderr):  # what is left out is no part of the table
+        table = table_of(models, val_rows, runtimes=runtimes)
+    return dict(formats=table.to_dict("records"))
+
+
+def download(
+    target: Path | None = None,
+    subset: int | None = None,
+    test: bool = False,
+    source: Annotated[Path | None, arg(name="from")] = None,
+    json: Json = False,
+) -> dict:
+    """Fetch the Carvana data from Kaggle (or unpack archives you have) and check it.
+
+    Args:
+        target: Where to unpack; default: data/carvana.
+        subset: Afterwards write a small set of this many cars beside it.
+        test: Also the 100,064 test photos.
+        source: A folder that holds the archives already; nothing is fetched.
+    """
+    from unetlib.fetch import kaggle
+
+    return dict(data=str(kaggle.download(target, subset=subset, test=test, source=source)))
+
+
+def subset(
+    source: Positional[Path],
+    target: Positional[Path],
+    cars: int,
+    size: str = "480x320",
+    seed: int = 0,
+    json: Json = False,
+) -> dict:
+    """Write a downsampled subset of a full set, in the same layout.
+
+    Args:
+        cars: How many cars.
+        size: Width x height of the images in pixels, as screens are named (Python: height, width).
+        seed: Which cars.
+    """
+    from unetlib import DataError, write_subset
+
+    width, _, height = size.partition("x")
+    if not (width.isdigit() and height.isdigit()):
+        raise DataError(f"--size {size}: give WIDTHxHEIGHT, for example 480x320.")
+    write_subset(source, target, cars=cars, size=(int(height), int(width)), seed=seed)
+    return dict(data=str(target))
+
+
+def check(data: Annotated[Positional[Path | None], arg(help=DATA_HELP)] = None, json: Json = False):
+    """Find all that is wrong with a data set: damaged pictures, masks and csv files that disagree.
+
+    Ends with status 1 if there is anything.
+    """
+    from unetlib.fetch import check as checks
+
+    folder = data if data is not None else config.data_dir()
+    problems = checks.check(folder).to_dict("records")
+    if not json:
+        for row in problems:
+            print(f"{folder / row['file']}: {row['problem']}; {row['remedy']}.")
+    return dict(data=str(folder), problems=problems if json else len(problems))
+
+
+def _split(data: Path | None) -> tuple:
+    from unetlib import find_samples, split_by_car
+
+    return split_by_car(find_samples(data), fraction=0.2, seed=0)
