@@ -287,6 +287,7 @@ def archives(tmp_path_factory):
 def kaggle(archives, kaggle_at, monkeypatch):
     # It searches the stack for well-known libraries, which takes a second of each download here.
     monkeypatch.setattr("kagglehub.clients.get_user_agent", lambda: "kagglehub")
+    monkeypatch.setattr("unetlib.fetch.kaggle.FULL_SET", (6, 3))
     server = BadKaggle(dict(archives))
     # The interval is what shutdown() waits for, half a second otherwise.
     Thread(target=server.serve_forever, args=[0.01], daemon=True).start()
@@ -337,6 +338,13 @@ def test_a_download_is_complete_and_counted(kaggle, tmp_path, capsys):
     assert target == tmp_path / "target" and is_complete(target)
     assert "6 photos with masks of 3 cars" in capsys.readouterr().out
     assert kaggle.asked.count("POST 302") == 4
+
+
+@pytest.mark.fault("a photo is missing in Kaggle's archive", "said, and which folders to delete")
+def test_an_incomplete_set_is_no_success(kaggle, tmp_path, monkeypatch):
+    monkeypatch.setattr("unetlib.fetch.kaggle.FULL_SET", (7, 3))
+    with pytest.raises(DataError, match=f"{tmp_path / 'target' / 'train_masks'}"):
+        download(tmp_path / "target")
 
 
 @pytest.mark.parametrize(

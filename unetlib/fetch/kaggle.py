@@ -13,6 +13,7 @@ from unetlib.pictures import DataError
 
 COMPETITION = "carvana-image-masking-challenge"
 ARCHIVES = ("train.zip", "train_masks.zip", "train_masks.csv.zip", "metadata.csv.zip")
+FULL_SET = (5088, 318)  # photos with masks, cars
 SILENCE = 60  # seconds without a byte after which the server is given up
 RULES = f"accept the competition's rules at https://www.kaggle.com/c/{COMPETITION}/rules"
 TOKEN = (
@@ -29,7 +30,7 @@ def download(
     test: bool = False,
     source: str | Path | None = None,
 ) -> Path:
-    """Fetch the real data set, unpack it and say how much of it is there.
+    """Fetch the real data set, unpack it and check that it is complete.
 
     A second call continues where the first was interrupted (see ``unpack``).
 
@@ -44,16 +45,23 @@ def download(
         The folder for ``UNETLIB_DATA``: the target, or the subset's folder if one was asked for.
 
     Raises:
-        DataError: no access, no network, a damaged archive, or no usable image in them.
+        DataError: no access, no network, a damaged archive, or an incomplete data set.
     """
     target = Path(target or config.REPOSITORY / "data" / "carvana").resolve()
     for name in (*ARCHIVES, "test.zip") if test else ARCHIVES:
         archive = _fetch(name) if source is None else _find_archive(Path(source), name)
         if archive is not None:
             unpack(archive, target)
-    pairs = find_samples(target).query("mask != ''")
-    count = f"{len(pairs):,} photos with masks of {pairs['car'].nunique()} cars"
-    print(f"{target}: {count} (the full set: 5,088 of 318)")
+    samples = find_samples(target).query("mask != ''")
+    found = len(samples), samples["car"].nunique()
+    print(
+        f"{target}: {found[0]:,} photos with masks of {found[1]} cars (the full set: 5,088 of 318)"
+    )
+    if source is None and found != FULL_SET:
+        raise DataError(
+            f"{target} is incomplete: delete {target / 'train'} and {target / 'train_masks'}, and "
+            "start the same command again."
+        )
     if subset is None:
         return target
     return write_subset(target, target.with_name(f"{target.name}-{subset}-cars"), subset)
