@@ -20,53 +20,35 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from unetlib import (
     FILES,
-    CarvanaDataset,
     benchmark,
     compare,
     config,
-    export_onnx,
     find_samples,
     image_files,
     load_model,
     load_predictor,
+    models_dir,
     multiply_rate,
     predictors_in,
-    quantize_int8,
     rle_encode,
     split_by_car,
-    stages,
-    subpixel,
-    to_tensor,
     write_submission,
 )
 
 REPEATS = 30
 
 
-def bench_formats(models: Path, train: pd.DataFrame, val: pd.DataFrame) -> None:
-    """The table of notebook 06, the sub-pixel variant, threads, and the machine's limit."""
+def bench_formats(models: Path, val: pd.DataFrame) -> None:
+    """The table of notebook 06, threads, and the machine's limit."""
     table = compare(models, val, repeats=REPEATS)
     print(table.round(4).to_string(index=False))
 
     model, content = load_model(models / FILES["pytorch"])
     size = content["size"]
-    images = train.iloc[:: max(1, len(train) // 32)][:32]
-    calibration = to_tensor(CarvanaDataset(images, size, cache=False).images).numpy()
-    with tempfile.TemporaryDirectory() as folder:
-        plain, int8 = Path(folder) / "subpixel.onnx", Path(folder) / "subpixel_int8.onnx"
-        export_onnx(subpixel(model), plain, size)
-        quantize_int8(plain, int8, calibration)
-        files = [models / FILES["onnx"], models / FILES["int8"], plain, int8]
-        predictors = [load_predictor(file) for file in files]
-        for predictor, name in zip(predictors[2:], ("subpixel fp32", "subpixel int8"), strict=True):
-            predictor.name = name
-        print("\nONNX Runtime, ratio to its own fp32; sub-pixel: no transposed convolution")
-        print(benchmark(predictors, repeats=REPEATS)[["name", "p50_ms", "ratio"]].round(2))
-
     for threads in (1, torch.get_num_threads()):
-        some = [load_predictor(models / FILES[name], "cpu", threads) for name in FILES]
+        predictors = [load_predictor(models / FILES[name], "cpu", threads) for name in FILES]
         print(f"\n{threads} thread(s), batches of 1 and 8")
-        print(benchmark(some, (1, 8), repeats=5, warm_up=1).round(2).to_string(index=False))
+        print(benchmark(predictors, (1, 8), repeats=5, warm_up=1).round(2).to_string(index=False))
 
     with FlopCounterMode(display=False) as counter, torch.inference_mode():
         model.eval()(torch.zeros(1, 1, size, size))
@@ -80,13 +62,9 @@ def bench_formats(models: Path, train: pd.DataFrame, val: pd.DataFrame) -> None:
 
 def bench_folder(models: Path, photos: list[Path]) -> None:
     """From files to submission.csv: the library's pipeline against the plain loop."""
-    racers = contenders(models, runtimes=("openvino",))
+    racers = predictors_in(models, runtimes=("openvino",))
     speed = benchmark(racers, repeats=10)
     fastest = racers[int(speed["p50_ms"].argmin())]
-    ways = {"textbook": stages(racers[0], photos[:4], textbook=True)}
-    ways |= {f"library, {fastest.name}": stages(fastest, photos[:4])}
-    print("\nms a picture and stage, one at a time")
-    print(pd.DataFrame(ways).T.round(1))
     with tempfile.TemporaryDirectory() as folder:
         started = time.perf_counter()
         textbook(racers[0], photos, Path(folder) / "textbook.csv")
@@ -114,12 +92,12 @@ def textbook(predictor, photos: list[Path], path: Path) -> None:
 
 
 def main() -> None:
-    models = config.models_dir()
-    train, val = split_by_car(find_samples(config.REPOSITORY / "data" / "sample"))
+    models = models_dir()
+    _, val = split_by_car(find_samples(config.REPOSITORY / "data" / "sample"))
     print(f"{models}, torch {torch.__version__}, {torch.backends.cpu.get_cpu_capability()}")
     folders = sys.argv[1:] or [config.fullsize_dir() / "train", config.fullsize_dir() / "test"]
     photos = image_files(folder for folder in folders if Path(folder).is_dir())
-    bench_formats(models, train, val.iloc[::2])
+    bench_formats(models, val.iloc[::2])
     bench_folder(models, photos)
 
 

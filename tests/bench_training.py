@@ -20,6 +20,7 @@ from unetlib import (
     Recipe,
     UNet,
     config,
+    decode_once,
     dice,
     find_samples,
     fit,
@@ -27,7 +28,6 @@ from unetlib import (
     multiply_rate,
     split_by_car,
 )
-from unetlib.support.processes import start_accelerator
 from unetlib.support.speed import memory_kept
 from unetlib.training import Learner
 
@@ -77,13 +77,13 @@ def bench_data(full) -> None:
     with threads(1):
         naive = TextbookDataset(full, 128)
         one_by_one = seconds(lambda: [naive[row] for row in range(len(naive))]) / len(naive)
-    build = seconds(lambda: CarvanaDataset(full, 128)) / len(full)
+    build = seconds(lambda: decode_once(full, 128)) / len(full)
     print(f"naive decoding, one core: {1000 * one_by_one:.1f} ms an image and mask")
     print(f"cache build on {os.cpu_count()} cores: {one_by_one / build:.1f} times faster")
     many = full.loc[full.index.repeat(64)]  # more than one epoch's worth of reading
     with threads(1):
         for name in ("none", "flip", "mild"):
-            dataset = CarvanaDataset(full, 128, augment=name)
+            dataset = CarvanaDataset(full, 128, augment=name, decode=decode_once)
             dataset.images = np.concatenate([dataset.images] * 64)
             dataset.coverage = np.concatenate([dataset.coverage] * 64)
             dataset.samples = many
@@ -123,7 +123,7 @@ def bench_training(train, val) -> None:
     models = []
     plain = seconds(lambda: models.append(textbook(train, recipe)))
     for table in (train, val):
-        CarvanaDataset(table, recipe.size)  # build the cache
+        decode_once(table, recipe.size)  # build the cache
     run = fit(recipe, train, val, retrain=True)
     validation = seconds(lambda: score(run.model(), val, recipe.size)) * EPOCHS
     fast = run.seconds - validation
@@ -137,16 +137,16 @@ def bench_training(train, val) -> None:
 
 def bench_arithmetic() -> None:
     """Training steps against the machine's own rate of matrix multiplication."""
-    accelerator, recipe = start_accelerator(), Recipe()
-    learner = Learner.begin(recipe, recipe.lr, 1, accelerator)
+    recipe = Recipe()
+    learner = Learner(recipe, total_steps=1)
     example = torch.rand(16, 1, recipe.size, recipe.size)
     with FlopCounterMode(display=False) as counter:
         learner.step(example, (example > 0.5).float())
     work = counter.get_total_flops()
-    with memory_kept(accelerator.device):
+    with memory_kept(learner.device):
         step = min(seconds(lambda: learner.step(example, example)) for _ in range(4))
     rate = work / step / 1e9
-    peak = multiply_rate(accelerator.device, learner.precision)
+    peak = multiply_rate(learner.device, learner.precision)
     print(
         f"a step computes {rate:.0f} GFLOP/s, {rate / peak:.0%} of this machine's matrix "
         f"multiplication ({peak:.0f} GFLOP/s, {learner.precision})"

@@ -5,7 +5,8 @@ import os
 import signal
 
 FORKS = multiprocessing.get_context("forkserver")
-FORKS.set_forkserver_preload(["unetlib.store.fit"])
+# PyTorch imports the last one with the first optimizer, which takes a second.
+FORKS.set_forkserver_preload(["unetlib.store.fit", "unetlib.fetch.samples", "torch._dynamo"])
 
 
 def start(work, *arguments):

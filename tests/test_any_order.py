@@ -219,6 +219,7 @@ def test_a_notebook_runs_alone(sitting):
     assert peak_memory(sitting) <= MOST_MEMORY
 
 
+@pytest.mark.slow  # the next test runs each cell of 01 a second time, too
 @in_one_kernel
 @pytest.mark.fault("all cells run twice in one kernel", "no error; the same outputs")
 def test_all_cells_run_twice(sitting):
@@ -238,20 +239,15 @@ def test_each_cell_runs_again_by_itself(sitting):
         sitting.run(index)
 
 
+@pytest.mark.slow
 @pytest.mark.fault("a cell is interrupted, and run again", "it goes on or begins anew: no error")
-@pytest.mark.parametrize(
-    ("name", "patience"),
-    [
-        pytest.param("02_dataset", PATIENCE[1:2], id="02_dataset, once a cell"),
-        *(pytest.param(name, PATIENCE, id=name, marks=pytest.mark.slow) for name in NAMES),
-    ],
-)
-def test_a_cell_can_be_interrupted_and_run_again(name, patience, checkout, tmp_path):
+@pytest.mark.parametrize("name", NAMES)
+def test_a_cell_can_be_interrupted_and_run_again(name, checkout, tmp_path):
     interrupted = {}
     with opened(name, checkout, tmp_path / "work folder") as sitting:
         sitting.run(0)  # an import that is cut off needs a new kernel: so is Python
         for index in range(1, len(sitting.cells)):
-            for seconds in patience:
+            for seconds in PATIENCE:
                 if sitting.run(index, seconds):
                     break
                 interrupted[index + 1] = seconds

@@ -1,32 +1,49 @@
-"""`python -m unetlib` as a user types it: real processes where a process is what is promised, else
+"""`python -m unetlib` as a user types it: a process of its own where that is what is promised, else
 the same function in this one, which spares the import of PyTorch."""
 
-import contextlib
-import csv
 import io
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
 import time
+from contextlib import redirect_stdout
 
 import numpy as np
 import pytest
+from other_process import start
 from PIL import Image
 
-from unetlib import FILES, config, find_samples, load_model, load_run, rle_decode
+from unetlib import FILES, config, find_samples, load_model, load_run, rle_decode, split_by_car
 from unetlib.__main__ import main
+from unetlib.deploy.manifest import read_manifest
 
 COMMANDS = ["train", "export", "predict", "compare", "download", "subset", "check"]
-SETTINGS = {"--epochs": 1, "--lr": 3e-4, "--batch-size": 8, "--size": 32, "--seed": 3}
-TRAIN = ["train", "--json", *(word for pair in SETTINGS.items() for word in pair)]
+TRAINED = {
+    "best_dice",
+    "best_epoch",
+    "finished",
+    "seconds",
+    "images_per_second",
+    "device",
+    "processes",
+    "precision",
+    "batch_size",
+    "lr",
+    "run",
+    "checkpoint",
+}
+COMPARED = (
+    "name dice dice_full agreement max_abs_diff megabytes peak_mb first_s p50_ms p95_ms ratio"
+)
 
 
-def in_a_terminal(*arguments, cwd=config.REPOSITORY):
+def in_a_terminal(*arguments):
     return subprocess.run(
-        [sys.executable, "-m", "unetlib", *map(str, arguments)],
-        cwd=cwd,
+        [sys.executable, *map(str, arguments)],
+        cwd=config.REPOSITORY,
         env=dict(os.environ, PYTHONPATH=str(config.REPOSITORY)),
         capture_output=True,
         text=True,
@@ -37,26 +54,21 @@ def run(*arguments) -> int:
     return main([str(argument) for argument in arguments])
 
 
+def refused(*arguments) -> int:
+    """The status of a command line that ends before its command begins."""
+    with pytest.raises(SystemExit) as stopped:
+        run(*arguments)
+    return stopped.value.code
+
+
 def last_line(text: str) -> dict:
     return json.loads(text.strip().splitlines()[-1])
 
 
-@pytest.fixture(scope="module")
-def trained_in_a_terminal(data_set, tmp_path_factory):
-    """(home folder, finished process) of a training with the ci profile."""
-    home = tmp_path_factory.mktemp("home")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("UNETLIB_PROFILE", "ci")
-        patch.setenv("UNETLIB_HOME", str(home))
-        patch.delenv("UNETLIB_DATA", raising=False)
-        return home, in_a_terminal(*TRAIN, "--data", data_set.name, cwd=data_set.parent)
-
-
-@pytest.fixture
-def ci_home(trained_in_a_terminal, monkeypatch):
-    monkeypatch.setenv("UNETLIB_PROFILE", "ci")
-    monkeypatch.setenv("UNETLIB_HOME", str(trained_in_a_terminal[0]))
-    return trained_in_a_terminal[0]
+def one_error(text: str) -> str:
+    (line,) = [line for line in text.splitlines() if "error: " in line]
+    assert "Traceback" not in text
+    return line
 
 
 # ------------------------------------------------------------------------------------------ help
@@ -64,202 +76,97 @@ def ci_home(trained_in_a_terminal, monkeypatch):
 
 @pytest.mark.parametrize("command", COMMANDS)
 def test_each_command_has_help_with_its_options(command, capsys):
-    with pytest.raises(SystemExit) as stopped:
-        run(command, "--help")
-    assert stopped.value.code == 0
+    assert refused(command, "--help") == 0
     shown = capsys.readouterr().out
     assert f"python -m unetlib {command}" in shown
     assert "--json" in shown
 
 
 def test_help_lists_every_command(capsys):
-    with pytest.raises(SystemExit):
-        run("--help")
+    assert refused("--help") == 0
     shown = capsys.readouterr().out
     assert all(command in shown for command in COMMANDS)
 
 
 def test_the_options_of_train_are_the_settings_of_the_recipe(capsys):
-    with pytest.raises(SystemExit):
-        run("train", "--help")
+    assert refused("train", "--help") == 0
     shown = capsys.readouterr().out
     for option in ("--epochs", "--lr", "--batch-size", "--size", "--seed", "--loss", "--augment"):
         assert option in shown
     assert "--data" in shown and "--output-dir" in shown
 
 
+def test_the_help_of_the_fast_recipe_shows_its_defaults(capsys):
+    assert refused("train", "--recipe", "fast", "--help") == 0
+    lines = capsys.readouterr().out.replace("│", " ")  # a frame, and lines broken to fit into it
+    assert "(default: one_cycle)" in " ".join(lines.split())
+
+
+# -------------------------------------------------------------- what is wrong in what is typed
+
+# (arguments, status, what the answer names); {tmp} is an empty folder, {data} a data set.
+MISTAKES = [
+    ([], 2, "train"),
+    (["dance"], 2, "dance"),
+    (["train", "--epochs", "many"], 2, "many"),
+    (["subset", "a", "b"], 2, "--cars"),
+    (["train", "--size", "30"], 2, "size=30"),
+    (["train", "--recipe", "slow"], 2, "slow"),
+    (["train", "--data", "{tmp}"], 1, "{tmp}"),
+    (["train", "--data", "{tmp}/nowhere"], 1, "{tmp}/nowhere"),
+    (["compare", "--models", "{tmp}"], 1, "{tmp}"),
+    (["export", "--checkpoint", "{tmp}/none.pth"], 1, "{tmp}/none.pth"),
+    (["export"], 1, "python -m unetlib train"),
+    (["predict", "{data}", "--model", "none.onnx", "--output", "{tmp}"], 1, "none.onnx"),
+    (["predict", "{tmp}", "--model", "{tmp}/../m.onnx", "--output", "{tmp}"], 1, ".jpg"),
+    (["predict", "{tmp}/a.jpg", "--model", "{tmp}/../m.onnx", "--output", "x"], 1, "{tmp}/a.jpg"),
+    (["subset", "{data}", "{tmp}/small", "--cars", "99"], 1, "5 cars"),
+    (["subset", "{data}", "{tmp}/small", "--cars", "2", "--size", "big"], 1, "--size big"),
+    (["download", "--from", "{tmp}/a", "--target", "{tmp}/b"], 1, "{tmp}/a"),
+]
+
+
+def filled_in(words, data_set, tmp_path) -> list[str]:
+    (tmp_path / "empty").mkdir(exist_ok=True)
+    (tmp_path / "m.onnx").touch()
+    return [word.format(tmp=tmp_path / "empty", data=data_set) for word in words]
+
+
 @pytest.mark.parametrize(
-    "arguments", [[], ["dance"], ["train", "--epochs", "many"], ["subset", "a", "b"]]
+    ("arguments", "status", "named"), MISTAKES, ids=[" ".join(words) for words, *_ in MISTAKES]
 )
-def test_a_command_line_that_makes_no_sense_exits_with_2(arguments, capsys):
-    with pytest.raises(SystemExit) as stopped:
-        run(*arguments)
-    assert stopped.value.code == 2
-
-
-# ----------------------------------------------------------------------------------------- train
-
-
-def test_train_ends_in_one_json_object(trained_in_a_terminal):
-    home, process = trained_in_a_terminal
-    assert process.returncode == 0, process.stderr
-    result = last_line(process.stdout)
-    assert {
-        "best_dice",
-        "seconds",
-        "images_per_second",
-        "device",
-        "precision",
-        "checkpoint",
-    } <= set(result)
-    assert 0 <= result["best_dice"] <= 1
-    assert result["checkpoint"] == str(home / "models" / FILES["pytorch"])
-    model, content = load_model(result["checkpoint"])
-    assert model.architecture["widths"] == (8, 16, 32)
-    recipe = content["info"]["recipe"]
-    assert (recipe["epochs"], recipe["batch_size"], recipe["seed"]) == (1, 8, 3)
-    assert content["size"] == 32
-
-
-def test_train_shows_profile_and_progress_on_stderr_only(trained_in_a_terminal):
-    _, process = trained_in_a_terminal
-    assert "profile: ci" in process.stderr
-    assert "training" in process.stderr and "%|" in process.stderr
-    assert "%|" not in process.stdout
-
-
-def test_train_again_answers_at_once_and_writes_where_it_is_told(
-    ci_home, data_set, tmp_path, capsys
+def test_a_mistake_is_one_line_and_status_1_or_a_box_and_status_2(
+    data_set, tmp_path, capsys, arguments, status, named
 ):
-    assert run(*TRAIN, "--data", data_set, "--output-dir", tmp_path / "own") == 0
-    shown = capsys.readouterr().out
-    assert "already trained" in shown
-    assert load_model(tmp_path / "own" / FILES["pytorch"])
+    *arguments, named = filled_in([*arguments, named], data_set, tmp_path)
+    ended = run(*arguments) if status == 1 else refused(*arguments)
+    shown = capsys.readouterr()
+    assert ended == status and shown.out == ""
+    assert named in (one_error(shown.err) if status == 1 else " ".join(shown.err.split()))
 
 
-def test_a_setting_that_the_recipe_refuses_is_an_error_of_usage(capsys):
-    with pytest.raises(SystemExit) as stopped:
-        run("train", "--size", "30")
-    assert stopped.value.code == 2
-    shown = " ".join(capsys.readouterr().err.split())
-    assert "size=30 must be a multiple of 4" in shown
-
-
-def test_a_learning_rate_that_explodes_is_one_line_and_status_1(ci_home, capsys):
-    assert run("train", "--lr", "1e14", "--epochs", "1", "--size", "32") == 1
-    errors = [line for line in capsys.readouterr().err.splitlines() if "error: " in line]
-    assert len(errors) == 1 and "lower the learning rate" in errors[0]
-
-
-# ------------------------------------------------------------------------------ export and compare
-
-
-@pytest.fixture(scope="module")
-def export(trained_in_a_terminal, data_set):
-    """(models folder, the JSON object printed) of an export of the newest run."""
-    home, printed = trained_in_a_terminal[0], io.StringIO()
-    with pytest.MonkeyPatch.context() as patch, contextlib.redirect_stdout(printed):
-        patch.setenv("UNETLIB_PROFILE", "ci")
-        patch.setenv("UNETLIB_HOME", str(home))
-        assert run("export", "--data", data_set, "--json") == 0
-    return home / "models", last_line(printed.getvalue())
-
-
-@pytest.fixture
-def exported_models(export):
-    return export[0]
-
-
-def test_export_takes_the_newest_run_and_writes_every_format(export, trained_in_a_terminal):
-    folder, result = export
-    newest = last_line(trained_in_a_terminal[1].stdout)["run"]
-    assert result["checkpoint"] == os.path.join(newest, "best.pth")
-    assert {path.name for path in folder.iterdir()} == {*FILES.values(), "manifest.json"}
-
-
-def test_export_prints_the_parity_of_each_format(export):
-    _, result = export
-    assert [row["format"] for row in result["formats"]] == list(FILES)
-    assert all(row["max_abs_diff"] <= 1e-4 for row in result["formats"][:4])
-
-
-def test_export_without_a_run_says_what_to_do(capsys):
-    assert run("export") == 1
-    assert "run python -m unetlib train first" in capsys.readouterr().err
-
-
-def test_compare_prints_a_table(ci_home, exported_models, tmp_path, capsys):
-    (tmp_path / FILES["int8"]).write_bytes((exported_models / FILES["int8"]).read_bytes())
-    assert run("compare", "--models", tmp_path, "--runtimes") == 0
-    lines = capsys.readouterr().out.strip().splitlines()
-    assert lines[0].split()[:3] == ["name", "dice", "dice_full"]
-    assert lines[1].split()[0] == "int8"
-
-
-# --------------------------------------------------------------------------------------- predict
-
-
-def test_predict_writes_a_mask_per_image(exported_models, data_set, tmp_path, capsys):
-    """A folder and a file together; PNG masks at the original size."""
-    photo = sorted((data_set / "train").iterdir())[0]
-    model = exported_models / FILES["int8"]
-    images = [data_set / "test", photo]
-    assert run("predict", *images, "--model", model, "--output", tmp_path, "--json") == 0
-    assert last_line(capsys.readouterr().out)["images"] == 5
-    names = {path.name for path in tmp_path.glob("*.png")}
-    assert f"{photo.stem}_mask.png" in names and len(names) == 5
-    with Image.open(tmp_path / f"{photo.stem}_mask.png") as mask:
-        assert mask.size == (60, 40)
-        assert set(np.unique(np.asarray(mask.convert("L")))) <= {0, 255}
-
-
-def test_predict_to_csv_in_a_terminal(exported_models, data_set, tmp_path):
-    output = tmp_path / "submission.csv"
-    model = exported_models / FILES["onnx"]
-    process = in_a_terminal("predict", data_set / "test", "--model", model, "--output", output)
-    assert process.returncode == 0, process.stderr
-    assert "predicting" in process.stderr
-    rows = list(csv.DictReader(output.open(newline="")))
-    images = sorted(path.name for path in (data_set / "test").iterdir())
-    assert [row["img"] for row in rows] == images
-    for row in rows:
-        rle_decode(row["rle_mask"], 40, 60)
-
-
-def test_predict_lists_what_it_cannot_read(exported_models, data_set, tmp_path, capsys):
-    (tmp_path / "broken.jpg").write_text("<html>404</html>")
-    command = ["predict", data_set / "test", tmp_path, "--model", exported_models / FILES["onnx"]]
-    assert run(*command, "--output", tmp_path / "out", "--flip", "--json") == 0
-    result = last_line(capsys.readouterr().out)
-    assert result["images"] == 5 and result["unreadable"] == [str(tmp_path / "broken.jpg")]
-    assert len(list((tmp_path / "out").glob("*.png"))) == 4
-    assert (tmp_path / "out" / "unreadable.csv").is_file()
-
-
-@pytest.mark.skipif(sys.platform != "linux", reason="needs a file system that takes any bytes")
-@pytest.mark.fault("a name that is not UTF-8, in what predict prints", "shown escaped")
-def test_predict_prints_a_name_that_is_not_utf8(exported_models, data_set, tmp_path, capsys):
-    broken = tmp_path / os.fsdecode(b"\xe9.jpg")
-    broken.write_bytes(b"no image")
-    command = ["predict", data_set / "test", broken, "--model", exported_models / FILES["onnx"]]
-    assert run(*command, "--output", tmp_path / os.fsdecode(b"\xe8.csv")) == 0
-    shown = capsys.readouterr().out
-    assert r"unreadable: " in shown and r"\udce9.jpg" in shown and r"\udce8.csv" in shown
-
-
-@pytest.mark.fault("predict --output names the true masks", "one line, nothing is changed")
-def test_predict_does_not_replace_the_true_masks(exported_models, own_data_set, capsys):
-    masks = own_data_set / "train_masks"
-    before = {path: path.read_bytes() for path in masks.iterdir()}
-    command = ["predict", own_data_set / "train", "--model", exported_models / FILES["onnx"]]
-    for output in (masks, masks.with_suffix(".csv")):
-        assert run(*command, "--output", output) == 1
-        assert "choose another --output" in capsys.readouterr().err
-    assert {path: path.read_bytes() for path in masks.iterdir()} == before
+def test_help_and_mistakes_answer_without_pytorch(data_set, tmp_path):
+    """Importing it takes seconds. All in one fresh process."""
+    code = """
+import json, sys
+from unetlib.__main__ import main
+for arguments, status in json.loads(sys.argv[1]):
+    try:
+        ended = main(arguments)
+    except SystemExit as error:
+        ended = error.code
+    assert ended == status and "torch" not in sys.modules, arguments
+"""
+    typed = [(filled_in(words, data_set, tmp_path), status) for words, status, _ in MISTAKES]
+    typed += [(["check", str(tmp_path)], 1), (["--help"], 0)]
+    typed += [([command, "--help"], 0) for command in COMMANDS]
+    finished = in_a_terminal("-c", code, json.dumps(typed))
+    assert finished.returncode == 0, finished.stderr[-1000:]
 
 
 def test_an_error_in_a_terminal_is_one_line_and_status_1(tmp_path):
-    process = in_a_terminal("predict", tmp_path, "--model", "none.onnx", "--output", tmp_path)
+    typed = ["-m", "unetlib", "predict", tmp_path, "--model", "none.onnx", "--output", tmp_path]
+    process = in_a_terminal(*typed)
     assert process.returncode == 1
     assert process.stdout == ""
     (line,) = process.stderr.splitlines()
@@ -267,40 +174,215 @@ def test_an_error_in_a_terminal_is_one_line_and_status_1(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("arguments", "message"),
-    [
-        (["train", "--data", "{tmp}"], "no images here"),
-        (["compare", "--models", "{tmp}"], "no exported model here"),
-        (["export", "--checkpoint", "{tmp}/none.pth"], "no such file"),
-        (["subset", "{data}", "{tmp}/small", "--cars", "99"], "has 5 cars with masks"),
-        (["subset", "{data}", "{tmp}/small", "--cars", "2", "--size", "big"], "WIDTHxHEIGHT"),
-        (["download", "--from", "{tmp}", "--target", "{tmp}/target"], "does not exist"),
-    ],
+    ("variable", "value"), [("UNETLIB_DATA", "/nowhere"), ("UNETLIB_PROFILE", "swift")]
 )
-def test_each_command_fails_with_one_line_and_status_1(
-    arguments, message, data_set, tmp_path, capsys
+def test_a_wrong_environment_is_an_error_too(monkeypatch, capsys, variable, value):
+    monkeypatch.setenv(variable, value)
+    assert run("train") == 1
+    error = one_error(capsys.readouterr().err)
+    assert variable in error and value in error
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="other systems have such names")
+@pytest.mark.fault("a terminal without the letters of a file's name", "every problem is listed")
+def test_a_plain_ascii_terminal_lists_all_problems(own_data_set, monkeypatch):
+    monkeypatch.setenv("PYTHONIOENCODING", "ascii")
+    for name in ("b\u00e9ta", "zeta"):
+        (own_data_set / "train" / f"{name}.jpg").write_bytes(b"")
+    ended = in_a_terminal("-m", "unetlib", "check", own_data_set)
+    assert ended.returncode == 1
+    assert "b\\xe9ta.jpg" in ended.stdout and "zeta.jpg" in ended.stdout
+
+
+def test_a_fault_of_the_program_itself_is_not_hidden(monkeypatch, data_set, tmp_path):
+    """A RuntimeError that is not a training's keeps its traceback."""
+    monkeypatch.setattr("shutil.copyfile", lambda *_: (_ for _ in ()).throw(RuntimeError("ours")))
+    monkeypatch.setenv("UNETLIB_PROFILE", "ci")
+    with pytest.raises(RuntimeError, match="ours"):
+        run("train", "--size", 32, "--epochs", 1, "--widths", 2, 4, "--data", data_set)
+
+
+# ----------------------------------------------------------------------------------------- train
+
+
+def test_train_ends_in_one_json_object_and_answers_at_once_when_typed_again(
+    data_set, tmp_path, monkeypatch, capsys
 ):
-    arguments = [argument.format(tmp=tmp_path, data=data_set) for argument in arguments]
-    assert run(*arguments) == 1
+    monkeypatch.setenv("UNETLIB_PROFILE", "ci")
+    monkeypatch.chdir(data_set.parent)
+    settings = {"--epochs": 1, "--lr": 3e-4, "--batch-size": 8, "--size": 32, "--seed": 3}
+    typed = ["train", "--json", *(word for pair in settings.items() for word in pair)]
+    assert run(*typed, "--data", data_set.name) == 0
     shown = capsys.readouterr()
-    assert message in shown.err
-    assert sum(line.startswith("error: ") for line in shown.err.splitlines()) == 1
-    assert "Traceback" not in shown.err
+    assert "profile: ci" in shown.err
+    assert "training" in shown.err and "%|" in shown.err and "%|" not in shown.out
+    result = last_line(shown.out)
+    assert set(result) == TRAINED
+    assert 0 <= result["best_dice"] <= 1 and result["finished"] is True
+    assert (result["best_epoch"], result["processes"], result["batch_size"]) == (1, 1, 8)
+    assert result["lr"] == pytest.approx(30 * 3e-4)
+    assert result["checkpoint"] == str(tmp_path / "home" / "models" / FILES["pytorch"])
+    model, content = load_model(result["checkpoint"])
+    assert model.architecture["widths"] == (8, 16, 32) and content["size"] == 32
+    recipe = content["info"]["recipe"]
+    assert (recipe["epochs"], recipe["batch_size"], recipe["seed"]) == (1, 8, 3)
+
+    assert run(*typed, "--data", data_set, "--output-dir", tmp_path / "own") == 0
+    again = last_line(capsys.readouterr().out)
+    assert (again["run"], again["seconds"]) == (result["run"], result["seconds"])
+    assert read_manifest(tmp_path / "own").keys() == {FILES["pytorch"]}
 
 
-def test_a_data_folder_that_does_not_exist_is_an_error_too(monkeypatch, tmp_path, capsys):
-    monkeypatch.setenv("UNETLIB_DATA", str(tmp_path / "nowhere"))
-    assert run("train") == 1
-    assert "nowhere does not exist" in capsys.readouterr().err
+def test_the_fast_recipe_can_be_named_and_changed(data_set, monkeypatch, capsys):
+    monkeypatch.setenv("UNETLIB_PROFILE", "ci")
+    settings = ["--size", 32, "--widths", 2, 4, "--loss", "bce"]
+    assert run("train", "--recipe", "fast", *settings, "--data", data_set) == 0
+    shown = capsys.readouterr().out
+    folder = dict(line.split(": ", 1) for line in shown.splitlines() if ": " in line)["run"]
+    recipe = load_run(folder).recipe
+    assert (recipe.schedule, recipe.optimizer, recipe.augment) == ("one_cycle", "adamw", "mild")
+    assert (recipe.loss, recipe.widths) == ("bce", (2, 4))
 
 
-def test_an_unknown_profile_is_an_error_too(monkeypatch, capsys):
-    monkeypatch.setenv("UNETLIB_PROFILE", "fast")
-    assert run("train") == 1
-    assert "UNETLIB_PROFILE=fast is unknown" in capsys.readouterr().err
+def test_a_learning_rate_that_explodes_is_one_line_and_status_1(monkeypatch, capsys):
+    monkeypatch.setenv("UNETLIB_PROFILE", "ci")
+    settings = ["--epochs", 1, "--size", 32, "--widths", 2, 4]
+    assert run("train", "--lr", "1e14", *settings) == 1
+    assert "lower the learning rate" in one_error(capsys.readouterr().err)
 
 
-# ---------------------------------------------------------------------------------------- subset
+def type_in(arguments: list[str]) -> tuple[int, str]:
+    with redirect_stdout(io.StringIO()) as shown:
+        status = main(arguments)
+    return status, shown.getvalue()
+
+
+def test_a_stopped_training_ends_with_130_and_says_how_to_go_on(data_set, tmp_path):
+    """Ctrl-C in a process of its own, after its first epoch."""
+    typed = ["train", "--size", "32", "--epochs", "3000", "--widths", "2", "4", "--json"]
+    process, answer = start(type_in, typed)
+    while not list(tmp_path.glob("home/runs/*/history.csv")):
+        time.sleep(0.02)
+        assert process.is_alive()
+    os.kill(process.pid, signal.SIGINT)
+    status, shown = answer.recv()
+    process.join()
+    assert status == 130
+    assert "fit again to go on" in shown
+    assert last_line(shown)["finished"] is False
+    assert os.path.exists(last_line(shown)["checkpoint"])
+
+
+def test_a_training_stopped_in_its_first_epoch_writes_no_model(tmp_path, monkeypatch, capsys):
+    def stop(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("unetlib.training.Learner.step", stop)
+    monkeypatch.setenv("UNETLIB_PROFILE", "ci")
+    assert run("train", "--size", 32, "--widths", 2, 4) == 1
+    assert "epoch" in one_error(capsys.readouterr().err)
+    assert list((tmp_path / "home" / "models").iterdir()) == []
+
+
+def test_a_command_that_is_stopped_before_it_has_a_result_ends_with_130(monkeypatch, capsys):
+    def stop(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("unetlib.config.data_dir", stop)
+    assert run("check") == 130
+    assert capsys.readouterr().err == "stopped\n"
+
+
+# ------------------------------------------------------------------------------ export and compare
+
+
+@pytest.mark.fault("int8 loses much Dice", "all formats are written, it is marked, a warning")
+def test_export_takes_the_newest_run_and_marks_int8_that_loses_dice(
+    trained, own_data_set, tmp_path, capsys
+):
+    """Calibrated on pictures darker than any car, a good network is sure to lose Dice."""
+    train, _ = split_by_car(find_samples(own_data_set))
+    for image in train["image"]:
+        Image.new("L", (60, 40), 20).save(image)
+    shutil.copytree(trained.folder, tmp_path / "home" / "runs" / trained.folder.name)
+    folder = tmp_path / "home" / "models"
+    assert run("export", "--data", own_data_set, "--json") == 0
+    shown = capsys.readouterr()
+    result = last_line(shown.out)
+    assert result["checkpoint"].endswith(os.path.join(trained.folder.name, "best.pth"))
+    rows = result["formats"]
+    assert [row["format"] for row in rows] == list(FILES)
+    assert all(row["max_abs_diff"] <= 1e-4 for row in rows[:4])
+    assert [row["note"] for row in rows] == ["", "", "", "", "undertrained?"]
+    assert {path.name for path in folder.iterdir()} == {*FILES.values(), "manifest.json"}
+    noted = {name: entry.get("note") for name, entry in read_manifest(folder).items()}
+    assert noted == {row["file"]: row["note"] or None for row in rows}
+    (warning,) = [line for line in shown.err.splitlines() if line.startswith("warning: ")]
+    assert str(folder / FILES["int8"]) in warning
+
+
+def test_compare_prints_a_table_of_quality_speed_and_size(exported, tables, tmp_path, capsys):
+    shutil.copy(exported[0] / FILES["onnx"], tmp_path)
+    assert run("compare", "--models", tmp_path, "--runtimes") == 0
+    header, row = capsys.readouterr().out.strip().splitlines()
+    assert header.split() == COMPARED.split()
+    assert row.strip().startswith("onnx fp32")
+    found = dict(zip(COMPARED.split()[1:], map(float, row.split()[2:]), strict=True))
+    expected = exported[1].set_index("format").loc["onnx"]
+    assert found["dice"] == pytest.approx(expected["dice"], rel=1e-3)
+    assert 0.7 < found["dice_full"] <= 1
+    assert (found["agreement"], found["max_abs_diff"], found["ratio"]) == (1, 0, 1)
+    assert found["megabytes"] == pytest.approx(expected["bytes"] / 1e6, rel=1e-3)
+    assert 0 < found["p50_ms"] <= found["p95_ms"] and found["first_s"] > 0
+
+
+# --------------------------------------------------------------------------------------- predict
+
+
+def test_predict_writes_a_mask_per_image(exported, data_set, tmp_path, capsys):
+    """A folder and files together; PNG masks at the original size; the unreadable is listed."""
+    photo, broken = min((data_set / "train").iterdir()), tmp_path / "broken.jpg"
+    broken.write_text("<html>404</html>")
+    model, out = exported[0] / FILES["int8"], tmp_path / "out"
+    typed = ["predict", data_set / "test", photo, broken, "--model", model, "--output", out]
+    assert run(*typed, "--flip", "--json") == 0
+    result = last_line(capsys.readouterr().out)
+    assert result == dict(images=6, unreadable=[str(broken)], output=str(out), model="int8")
+    names = {path.name for path in out.glob("*.png")}
+    assert f"{photo.stem}_mask.png" in names and len(names) == 5
+    assert (out / "unreadable.csv").is_file()
+    with Image.open(out / f"{photo.stem}_mask.png") as mask:
+        assert mask.size == (60, 40)
+        assert set(np.unique(np.asarray(mask.convert("L")))) <= {0, 255}
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="needs a file system that takes any bytes")
+@pytest.mark.fault("a name that is not UTF-8, in what predict prints", "shown escaped")
+def test_predict_to_csv_prints_a_name_that_is_not_utf8(exported, data_set, tmp_path, capsys):
+    broken, output = (tmp_path / os.fsdecode(name) for name in (b"\xe9.jpg", b"\xe8.csv"))
+    broken.write_bytes(b"no image")
+    typed = ["predict", data_set / "test", broken, "--model", exported[0] / FILES["onnx"]]
+    assert run(*typed, "--output", output) == 0
+    shown = capsys.readouterr()
+    assert "predicting" in shown.err
+    assert "unreadable: " in shown.out and r"\udce9.jpg" in shown.out and r"\udce8.csv" in shown.out
+    lines = output.read_text().splitlines()[1:]
+    assert [line.partition(",")[0] for line in lines] == sorted(os.listdir(data_set / "test"))
+    assert all(rle_decode(line.partition(",")[2], 40, 60).any() for line in lines)
+
+
+@pytest.mark.fault("predict --output names the true masks", "one line, nothing is changed")
+def test_predict_does_not_replace_the_true_masks(exported, own_data_set, capsys):
+    masks = own_data_set / "train_masks"
+    before = {path: path.read_bytes() for path in masks.iterdir()}
+    typed = ["predict", own_data_set / "train", "--model", exported[0] / FILES["onnx"]]
+    for output in (masks, masks.with_suffix(".csv")):
+        assert run(*typed, "--output", output) == 1
+        assert output.name in one_error(capsys.readouterr().err)
+    assert {path: path.read_bytes() for path in masks.iterdir()} == before
+
+
+# --------------------------------------------------------------------------------- subset and check
 
 
 def test_subset_writes_a_small_set_in_the_same_layout(data_set, tmp_path, capsys):
@@ -313,67 +395,11 @@ def test_subset_writes_a_small_set_in_the_same_layout(data_set, tmp_path, capsys
     assert set(zip(samples["width"], samples["height"], strict=True)) == {(30, 20)}
 
 
-# ------------------------------------------------------------------------------- recipes, stopping
-
-
-def test_the_fast_recipe_can_be_named_and_changed(ci_home, data_set, capsys):
-    arguments = ["train", "--recipe", "fast", "--size", 32, "--data", data_set, "--json"]
-    assert run(*arguments, "--loss", "bce") == 0
-    result = last_line(capsys.readouterr().out)
-    recipe = load_run(result["run"]).recipe
-    assert (recipe.schedule, recipe.optimizer, recipe.augment) == ("one_cycle", "adamw", "mild")
-    assert recipe.loss == "bce"
-
-
-def test_the_help_of_the_fast_recipe_shows_its_defaults(capsys):
-    with pytest.raises(SystemExit):
-        run("train", "--recipe", "fast", "--help")
-    lines = capsys.readouterr().out.replace("│", " ")  # a frame, and lines broken to fit into it
-    assert "(default: one_cycle)" in " ".join(lines.split())
-
-
-def test_an_unknown_recipe_is_refused(capsys):
-    with pytest.raises(SystemExit) as stopped:
-        run("train", "--recipe", "slow")
-    assert stopped.value.code == 2
-    assert "slow" in capsys.readouterr().err
-
-
-def test_a_stopped_training_ends_with_130_and_goes_on_when_typed_again(data_set, tmp_path):
-    """Ctrl-C in a real terminal process, after its first epoch."""
-    home = tmp_path / "stopped"
-    typed = [sys.executable, "-m", "unetlib", "train", "--size", "32", "--epochs", "3000", "--json"]
-    environment = dict(
-        os.environ,
-        PYTHONPATH=str(config.REPOSITORY),
-        UNETLIB_HOME=str(home),
-        UNETLIB_DATA=str(data_set),
-    )
-    process = subprocess.Popen(
-        [*typed, "--widths", "2", "4"],
-        env=environment,
-        stdout=subprocess.PIPE,
-        text=True,
-        # A test run in the background ignores SIGINT, and its children would inherit that.
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
-    )
-    while not list(home.glob("runs/*/history.csv")):
-        time.sleep(0.05)
-        assert process.poll() is None
-    process.send_signal(signal.SIGINT)
-    shown, _ = process.communicate(timeout=60)
-    assert process.returncode == 130
-    assert "fit again to go on" in shown
-    assert last_line(shown)["finished"] is False
-    assert os.path.exists(last_line(shown)["checkpoint"])
-
-
-@pytest.mark.skipif(sys.platform == "win32", reason="other systems have such names")
-@pytest.mark.fault("a terminal without the letters of a file's name", "every problem is listed")
-def test_a_plain_ascii_terminal_lists_all_problems(own_data_set, monkeypatch):
-    monkeypatch.setenv("PYTHONIOENCODING", "ascii")
-    for name in ("b\u00e9ta", "zeta"):
-        (own_data_set / "train" / f"{name}.jpg").write_bytes(b"")
-    ended = in_a_terminal("check", own_data_set)
-    assert ended.returncode == 1
-    assert "b\\xe9ta.jpg" in ended.stdout and "zeta.jpg" in ended.stdout
+def test_check_counts_problems_or_lists_them_as_json(own_data_set, monkeypatch, capsys):
+    monkeypatch.setenv("UNETLIB_DATA", str(own_data_set))
+    assert run("check") == 0
+    assert "problems: 0" in capsys.readouterr().out
+    (own_data_set / "train" / "zeta.jpg").write_bytes(b"")
+    assert run("check", "--json") == 1
+    (problem,) = last_line(capsys.readouterr().out)["problems"]
+    assert problem["file"] == os.path.join("train", "zeta.jpg")

@@ -114,3 +114,15 @@ def test_a_failing_notebook_is_named_and_left_alone(in_tmp_path, capsys):
     assert path.read_bytes() == before
     error = capsys.readouterr().err
     assert f"{os.path.join('notebooks', '01_toy.ipynb')}, cell [2]: bad" in error
+
+
+def test_the_results_name_the_runs_of_this_data_and_the_exported_files(
+    trained, monkeypatch, capsys
+):
+    monkeypatch.setenv("UNETLIB_HOME", str(trained.folder.parent.parent))
+    (trained.folder.parent.parent / "models").mkdir(exist_ok=True)
+    (trained.folder.parent.parent / "models" / "unet_model.pth").write_bytes(bytes(2_000_000))
+    course.print_results()
+    shown = capsys.readouterr().out
+    assert f"{trained.best_dice:.4f}" in shown and str(trained.folder) in shown
+    assert "2.0 MB" in shown and "unet_model.pth" in shown

@@ -1,16 +1,35 @@
-"""Two real processes (gloo on this computer's CPU) train one model, started by torchrun."""
+"""Two real processes (gloo on this computer's CPU) train one model."""
 
+import io
 import json
 import os
+import socket
 import subprocess
 import sys
-from dataclasses import asdict, replace
+from contextlib import redirect_stderr, redirect_stdout
+from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from other_process import start
 
-from unetlib import CarvanaDataset, Recipe, config, evaluate, fit, load_run
+from unetlib import (
+    CarvanaDataset,
+    Recipe,
+    clean_runs,
+    config,
+    decode_once,
+    evaluate,
+    fit,
+    load_run,
+)
+from unetlib.__main__ import main
+from unetlib.store.runs import run_folder, run_lock
+from unetlib.support.memory import fingerprint
+from unetlib.support.processes import SharedLearner, begin, start_accelerator
+from unetlib.training import TrainingError
 
 pytestmark = pytest.mark.skipif(
     torch.cuda.is_available(), reason="two processes on one GPU exclude each other"
@@ -31,49 +50,46 @@ DEFAULT = Recipe(
 )
 PLAIN = replace(DEFAULT, batch_norm=False)
 BEGUN = replace(PLAIN, seed=1)
-WEIGHTS = replace(DEFAULT, seed=2)
+TAKEN = replace(PLAIN, seed=2)  # being trained by this process while the two ask for it
 TRAINED_SPREAD = 0.05  # Dice, with batch statistics from half of the batch each
 
-SCRIPT = """
-import json, sys
-import torch
-from unetlib.carvana import find_samples, split_by_car
-from unetlib.dataset import CarvanaDataset
-from unetlib.learner import Learner, start_accelerator
-from unetlib.recipe import Recipe
-from unetlib.training import fit
 
-recipes, weights = json.loads(sys.argv[1]), sys.argv[2]
-train, val = split_by_car(find_samples())
-found = {}
-for name, settings in recipes.items():
-    found[name] = str(fit(Recipe(**settings), train, val).folder)
-
-accelerator = start_accelerator()
-learner = Learner.begin(Recipe(**recipes["default"]), 1e-2, 4, accelerator)
-state = torch.load(weights, weights_only=True)["model"]
-learner.model.load_state_dict(state)
-found["gathered"] = {
-    name: learner.validate(CarvanaDataset(table, 32), 5)[0]
-    for name, table in {"val": val, "train": train, "one image": val.iloc[:1]}.items()
-}
-if accelerator.is_main_process:
-    print(json.dumps(found))
-"""
+def parts(tables) -> dict:
+    """Tables to judge; of the one image, only one process has a share."""
+    return {"train": tables[0], "val": tables[1], "one image": tables[1].iloc[:1]}
 
 
-def torchrun(*arguments):
-    ended = subprocess.run(
-        [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
-        + [str(argument) for argument in arguments],
-        cwd=config.REPOSITORY,
-        env=dict(os.environ, PYTHONPATH=str(config.REPOSITORY), OMP_NUM_THREADS="1"),
-        capture_output=True,
-        text=True,
-        timeout=300,
+def one_of_two(rank: int, port: int, tables, weights: Path) -> dict:
+    """What a process does that torchrun has started as the number ``rank`` of two."""
+    os.environ |= dict(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port), WORLD_SIZE="2")
+    os.environ |= dict(RANK=str(rank), LOCAL_RANK=str(rank), LOCAL_WORLD_SIZE="2")
+    out, err = io.StringIO(), io.StringIO()
+    with redirect_stdout(out), redirect_stderr(err):
+        runs = {name: fit(RECIPES[name], *tables).folder for name in RECIPES}
+        learner = begin(DEFAULT, 4, 1e-2, start_accelerator())
+        learner.model.load_state_dict(torch.load(weights, weights_only=True)["model"])
+        gathered = {
+            name: learner.validate(CarvanaDataset(table, 32, decode=decode_once), 5)
+            for name, table in parts(tables).items()
+        }
+        if rank == 0:
+            with pytest.raises(TrainingError) as refused:
+                fit(TAKEN, *tables)
+        said = out.getvalue()
+        os.environ["UNETLIB_PROFILE"] = "ci"
+        status = main(["train", "--size", "32", "--epochs", "1", "--json"])
+    assert type(learner) is SharedLearner and status == 0
+    return dict(
+        runs=runs,
+        gathered=gathered,
+        refused=str(refused.value) if rank == 0 else "",
+        out=said,
+        err=err.getvalue(),
+        printed=out.getvalue(),
     )
-    assert ended.returncode == 0, ended.stderr[-3000:]
-    return ended
+
+
+RECIPES = dict(default=DEFAULT, plain=PLAIN, begun=BEGUN)
 
 
 @pytest.fixture(scope="module")
@@ -86,29 +102,40 @@ def single(tables, homes, one_thread):
     """The same recipes in this process alone."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("UNETLIB_HOME", homes["one"])
-        recipes = dict(default=DEFAULT, plain=PLAIN, begun=BEGUN, weights=WEIGHTS)
-        return {name: fit(recipe, *tables) for name, recipe in recipes.items()}
+        return {name: fit(recipe, *tables) for name, recipe in RECIPES.items()}
+
+
+def stop(run):
+    raise KeyboardInterrupt
+
+
+def free_port() -> int:
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        return listener.getsockname()[1]
 
 
 @pytest.fixture(scope="module")
-def double(single, tables, homes, data_set, tmp_path_factory):
-    """What two processes made of them; `begun` had one epoch by one process before."""
-
-    def stop(run):
-        raise KeyboardInterrupt
-
-    script = tmp_path_factory.mktemp("script") / "two.py"
-    script.write_text(SCRIPT)
+def double(single, tables, homes, data_set):
+    """What each of two processes made of them; `begun` had one epoch by one process before."""
+    weights, port = single["default"].folder / "last.pth", free_port()
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("UNETLIB_HOME", homes["two"])
         patch.setenv("UNETLIB_DATA", str(data_set))
         begun = fit(BEGUN, *tables, on_epoch=stop)
         assert len(begun.history) == 1 and begun.details["processes"] == 1
-        recipes = dict(default=asdict(DEFAULT), plain=asdict(PLAIN), begun=asdict(BEGUN))
-        ended = torchrun(script, json.dumps(recipes), single["weights"].folder / "last.pth")
-        found = json.loads(ended.stdout.strip().splitlines()[-1])
-        runs = {name: load_run(found[name]) for name in recipes}
-    return dict(runs=runs, gathered=found["gathered"], out=ended.stdout, err=ended.stderr)
+        clean_runs(keep=[begun])  # nothing is decoded yet
+        taken = run_folder(TAKEN, "-".join(map(fingerprint, tables)))
+        with run_lock(taken):
+            started = [start(one_of_two, rank, port, tables, weights) for rank in range(2)]
+            found = [answer.recv() for _, answer in started]
+        for process, _ in started:
+            process.join()
+        for result in found:
+            if isinstance(result, Exception):
+                raise result
+        runs = {name: load_run(folder) for name, folder in found[0]["runs"].items()}
+    return dict(runs=runs, main=found[0], other=found[1], taken=taken)
 
 
 def largest_difference(one, other) -> float:
@@ -132,12 +159,12 @@ def test_a_run_begun_with_one_process_is_finished_by_two(single, double):
 
 @pytest.mark.parametrize("part", ["val", "train", "one image"])
 def test_the_gathered_dice_of_the_same_weights_is_exactly_equal(single, double, tables, part):
-    table = {"train": tables[0], "val": tables[1], "one image": tables[1].iloc[:1]}[part]
-    model = single["weights"].model("last")
-    expected = evaluate(model, CarvanaDataset(table, 32))
-    gathered = double["gathered"][part]
-    assert gathered["val_dice"] == np.float64(expected["dice"].to_numpy(float).mean())
-    assert gathered["val_iou"] == np.float64(expected["iou"].to_numpy(float).mean())
+    model = single["default"].model("last")
+    expected = evaluate(model, CarvanaDataset(parts(tables)[part], 32))
+    for process in ("main", "other"):
+        gathered = double[process]["gathered"][part]
+        assert gathered["val_dice"] == expected["dice"].mean()
+        assert gathered["val_iou"] == expected["iou"].mean()
 
 
 def test_with_batch_norm_the_trained_dice_agrees_within_a_spread(single, double):
@@ -147,16 +174,38 @@ def test_with_batch_norm_the_trained_dice_agrees_within_a_spread(single, double)
     )
 
 
-def test_only_the_main_process_speaks(double):
-    assert double["out"].count("goes on after epoch 1") == 1
-    assert double["err"].count("decoding to 32x32: 100%") <= 2  # train and val, once each
+def test_only_the_main_process_speaks_and_decodes(double):
+    assert double["main"]["out"].count("goes on after epoch 1") == 1
+    assert double["main"]["err"].count("decoding to 32x32: 100%") == 2  # train and val, once each
+    assert double["other"]["printed"] == double["other"]["err"] == ""
 
 
-def test_the_command_line_trains_on_two_processes(data_set, tmp_path, monkeypatch):
-    monkeypatch.setenv("UNETLIB_PROFILE", "ci")
-    monkeypatch.setenv("UNETLIB_DATA", str(data_set))
-    ended = torchrun("-m", "unetlib", "train", "--size", 32, "--epochs", 1, "--json")
-    result = json.loads(ended.stdout.strip().splitlines()[-1])
+def test_a_run_that_another_program_trains_is_not_waited_for(double):
+    """The other process would give up on the main one."""
+    assert double["taken"].name in double["main"]["refused"]
+
+
+def check(result: dict) -> None:
     assert result["processes"] == 2 and result["finished"]
-    assert os.path.exists(result["checkpoint"])
     assert torch.load(result["checkpoint"], weights_only=True)["size"] == 32
+
+
+def test_the_command_trains_on_two_processes(double):
+    check(json.loads(double["main"]["printed"].splitlines()[-1]))
+
+
+@pytest.mark.slow
+def test_torchrun_starts_the_command_on_two_processes(data_set, monkeypatch):
+    monkeypatch.setenv("UNETLIB_PROFILE", "ci")
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
+    command += ["-m", "unetlib", "train", "--size", "32", "--epochs", "1", "--json"]
+    ended = subprocess.run(
+        command,
+        cwd=config.REPOSITORY,
+        env=dict(os.environ, PYTHONPATH=str(config.REPOSITORY), OMP_NUM_THREADS="1"),
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    assert ended.returncode == 0, ended.stderr[-3000:]
+    check(json.loads(ended.stdout.strip().splitlines()[-1]))

@@ -190,7 +190,7 @@ def test_too_little_memory_is_named(tables, what):
     megabytes, call, error, numbers = {
         "training": (900, (fit, LARGE, train, val), TrainingError, "16 images of 256x256"),
         "range test": (900, (lr_find, LARGE, train), TrainingError, "16 images of 256x256"),
-        "decoding": (100, (decode_once, train, 4096), DataError, "16 images of 4096x4096"),
+        "decoding": (3000, (decode_once, train, 16384), DataError, "16 images of 16384x16384"),
     }[what]
     with pytest.raises(error, match=rf"\b{numbers}\b.* lower "):
         in_another_process(with_megabytes_left, megabytes, *call)

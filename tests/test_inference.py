@@ -2,24 +2,18 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from hypothesis import given
-from hypothesis import strategies as st
 from PIL import Image
-from unetlib.__GONE__ import rle_of_map
 
 from unetlib import (
     FILES,
     CarvanaDataset,
     DataError,
     ModelFileError,
-    UNet,
     enlarge,
-    export_onnx,
     load_image,
     load_model,
     load_predictor,
     predict_dataset,
-    rle_encode,
     save_model,
 )
 
@@ -66,7 +60,7 @@ def test_thresholding_comes_last(predictor, photo):
     assert len(np.unique(probability)) > 32 * 32
 
 
-def test_a_threshold_of_ones_own(predictor, photo):
+def test_the_threshold_is_a_choice(predictor, photo):
     probability = predictor.predict_proba(photo)
     np.testing.assert_array_equal(predictor.predict_mask(photo, threshold=0.9), probability > 0.9)
     assert predictor.predict_mask(photo, threshold=0.0).all()
@@ -113,11 +107,11 @@ def test_several_images_may_come_as_any_column_or_iterator(predictor, tables, da
         np.testing.assert_array_equal(predictor.predict_mask(file), expected[0])
 
 
-@pytest.mark.fault("tensors of a data set given to the predictor", "refused, with what is taken")
+@pytest.mark.fault("tensors of a data set given to the predictor", "refused, and named")
 def test_what_is_no_image_is_refused(predictor, tables):
     image, mask = CarvanaDataset(tables[1], 32)[0]
     for thing in (image, (image, mask), {tables[1]["image"][0]}, tables[1]):
-        with pytest.raises(DataError, match="give a path, a file, a PIL image or an array"):
+        with pytest.raises(DataError):
             predictor.predict_proba(thing)
 
 
@@ -143,7 +137,7 @@ def test_an_unreadable_image_is_named(predictor, tmp_path):
 
 
 def test_a_missing_model_says_how_to_make_one(tmp_path):
-    with pytest.raises(ModelFileError, match="no such file; export a model first"):
+    with pytest.raises(ModelFileError, match=r"model\.onnx.*python -m unetlib export"):
         load_predictor(tmp_path / "model.onnx")
 
 
@@ -157,18 +151,16 @@ def test_a_runs_checkpoint_is_a_model_file_too(trained, photo):
 def test_the_size_of_the_result_is_a_choice(predictor, photo):
     small = predictor.predict_proba(photo, size="model")
     assert small.shape == (32, 32)
-    np.testing.assert_array_equal(predictor.predict_proba(photo), enlarge(small, (60, 40)))
+    np.testing.assert_array_equal(predictor.predict_proba(photo), enlarge(small, (40, 60)))
     assert predictor.predict_proba(photo, size=(20, 30)).shape == (20, 30)
     assert predictor.predict_proba(photo, size=np.int64(20)).shape == (20, 20)
     assert predictor.predict_mask(photo, size=(20, 30)).dtype == bool
 
 
-def test_a_size_that_is_none_is_refused(predictor, photo):
-    with pytest.raises(ValueError, match="size='huge': give 'original', 'model' or"):
-        predictor.predict_proba(photo, size="huge")
-    for size in (0, (4.5, 4), (4, 0)):
-        with pytest.raises(ValueError, match="give one or two whole numbers above 0"):
-            predictor.predict_proba(photo, size=size)
+@pytest.mark.parametrize("size", ["huge", 0, (4.5, 4), (4, 0)], ids=str)
+def test_an_impossible_size_is_refused(predictor, photo, size):
+    with pytest.raises(ValueError, match="size="):
+        predictor.predict_proba(photo, size=size)
 
 
 def test_flipping_is_the_mean_with_the_mirrored_picture(predictor, photo):
@@ -180,53 +172,6 @@ def test_flipping_is_the_mean_with_the_mirrored_picture(predictor, photo):
     assert np.abs(mean - predictor.predict_proba(picture)).max() > 1e-3
 
 
-@pytest.fixture(scope="module")
-def large():
-    """A picture of 150x90 pixels with structure everywhere."""
-    return Image.fromarray(np.random.default_rng(0).integers(0, 255, (90, 150), dtype=np.uint8))
-
-
-def test_one_tile_that_holds_the_picture_is_the_network_on_the_whole_picture(predictor, large):
-    padded = np.pad(np.asarray(large), ((0, 6), (0, 10)), mode="edge")
-    whole = predictor.predict_maps(padded[None])[0, :90, :150]
-    np.testing.assert_allclose(predictor.predict_proba(large, tile=160), whole, atol=1e-6)
-
-
-@pytest.mark.parametrize("tile", [32, 48, 96])
-def test_overlapping_tiles_cover_the_picture_without_seams(predictor, large, tile):
-    """Away from its border, a window predicts what the whole picture would."""
-    whole = predictor.predict_proba(large, tile=160)
-    tiled = predictor.predict_proba(large, tile=tile)
-    assert tiled.shape == (90, 150) and np.isfinite(tiled).all()
-    assert np.abs(tiled - whole).mean() < 0.1
-    if tile == 96:  # the windows' halves that count most lie deeper than the receptive field
-        assert np.abs(tiled - whole).mean() < 0.03
-
-
-def test_a_tile_of_an_odd_size_is_refused(predictor, photo):
-    with pytest.raises(ValueError, match="tile=30 must be a multiple of 16"):
-        predictor.predict_proba(photo, tile=30)
-
-
-@pytest.mark.parametrize("kind", ["pytorch", "onnx"])
-def test_a_deeper_network_takes_larger_tiles(tmp_path, large, kind):
-    model, path = UNet(widths=(2,) * 6).eval(), tmp_path / FILES[kind]
-    if kind == "onnx":
-        export_onnx(model, path, 64)
-    else:
-        save_model(path, model, 64)
-    deep = load_predictor(path, "cpu")
-    with pytest.raises(ValueError, match="tile=48 must be a multiple of 64, for example 512"):
-        deep.predict_proba(large, tile=48)
-    for tile in (64, 512):  # 90 and 70 pixels are filled up to 128
-        assert deep.predict_proba(large.crop((0, 0, 90, 70)), tile=tile).shape == (70, 90)
-
-
-def _write(picture: Image.Image, path):
-    picture.save(path)
-    return path
-
-
 @pytest.mark.parametrize("mode", ["RGB", "L", "RGBA", "I;16", "CMYK", "P", "1"])
 def test_an_image_of_any_mode_is_seen_as_the_data_set_sees_it(predictor, photo, tmp_path, mode):
     """A path bit for bit; an opened image or an array within a grey level on average."""
@@ -236,7 +181,8 @@ def test_an_image_of_any_mode_is_seen_as_the_data_set_sees_it(predictor, photo, 
         picture = Image.fromarray(np.asarray(picture.convert("L")).astype(np.uint16) * 257)
     else:
         picture = picture.convert(mode)
-    path = _write(picture, tmp_path / ("p.jpg" if mode in ("RGB", "L", "CMYK") else "p.png"))
+    path = tmp_path / ("p.jpg" if mode in ("RGB", "L", "CMYK") else "p.png")
+    picture.save(path)
     seen = load_image(path, 32)
     expected = predictor.predict_maps(seen[None])[0]
     np.testing.assert_array_equal(predictor.predict_proba(path, size="model"), expected)
@@ -258,27 +204,11 @@ def test_threads_are_a_choice_and_leave_pytorch_as_it_was(exported, photo):
     assert torch.get_num_threads() == before
 
 
-# ------------------------------------------------------------------- runs straight from the map
-
-
-sides = st.integers(1, 40)
-
-
-@given(sides, sides, st.integers(1, 120), st.integers(1, 120), st.integers(0, 2**32 - 1))
-def test_the_code_of_a_small_map_is_the_code_of_the_enlarged_one(h, w, height, width, seed):
-    rng = np.random.default_rng(seed)
-    small = rng.random((h, w), dtype=np.float32)
-    if seed % 2:
-        small = np.round(small * 4) / 4  # many pixels exactly on the threshold
-    for threshold in (0.5, 0.3):
-        naive = rle_encode(enlarge(small, (width, height)) > threshold)
-        assert rle_of_map(small, (width, height), threshold) == naive
-
-
-@pytest.mark.parametrize("value", [0.0, 0.5, 1.0])
-def test_a_map_of_one_value(value):
-    small = np.full((8, 8), value, np.float32)
-    assert rle_of_map(small, (1918, 1280)) == (f"1 {1918 * 1280}" if value > 0.5 else "")
+def test_a_map_is_enlarged_bilinearly_to_height_and_width():
+    small = np.float32([[0, 1]])
+    assert enlarge(small, (3, 8)).shape == (3, 8)
+    assert enlarge(small, [1, 2]) is small
+    assert (np.diff(enlarge(small, (1, 8))) >= 0).all()
 
 
 def test_the_raw_model_gives_logits_not_probabilities(predictor, photo):

@@ -191,6 +191,12 @@ def cut_off_early(path):
     path.write_bytes(path.read_bytes()[:200])
 
 
+def another_bit(path):
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1  # of a weight, which PyTorch would load
+    path.write_bytes(content)
+
+
 def folder(path):
     path.unlink()
     path.mkdir()
@@ -236,6 +242,7 @@ def other_architecture(path):
         text,
         cut_off,
         cut_off_early,
+        another_bit,
         folder,
         whole_module,
         bare_weights,

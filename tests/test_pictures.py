@@ -7,6 +7,7 @@ import torch
 from PIL import Image, ImageDraw, ImageFilter
 
 from unetlib import DataError, load_coverage, load_image
+from unetlib.pictures import image_size
 
 # ------------------------------------------------------------------------------------- load_image
 
@@ -184,6 +185,17 @@ def test_an_array_that_is_no_image_is_refused(array):
 
 def test_size_may_be_height_and_width():
     assert load_image(quadrants(), (4, 8)).shape == (4, 8)
+
+
+@pytest.mark.parametrize(("orientation", "seen"), [(1, (16, 24)), (3, (16, 24)), (6, (24, 16))])
+def test_the_size_of_an_image_is_the_one_that_is_seen(tmp_path, orientation, seen):
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    Image.fromarray(quadrants()).save(tmp_path / "photo.jpg", exif=exif)
+    assert image_size(tmp_path / "photo.jpg") == seen
+    with Image.open(tmp_path / "photo.jpg") as opened:
+        assert image_size(opened) == seen
+    assert image_size(quadrants()) == (16, 24)
 
 
 def test_the_image_is_stretched_by_area_averaging():

@@ -224,14 +224,15 @@ def run(paths: list[Path], in_place: bool) -> int:
 
 def print_results() -> None:
     """What the runs of this data set and profile learned, and what was exported."""
-    from unetlib import carvana, config, training  # here: handout needs no torch
+    from unetlib import Recipe, config, find_runs, find_samples, models_dir, split_by_car
+    from unetlib.support.memory import fingerprint
 
-    _, val = carvana.split_by_car(carvana.find_samples())
-    profile, data = config.profile(), carvana.fingerprint(val)
-    baseline = asdict(profile.scale(training.Recipe()))
+    _, val = split_by_car(find_samples())
+    profile, data = config.profile(), fingerprint(val)
+    baseline = asdict(profile.scale(Recipe()))
     print(f"Learned from {config.data_dir()}, {profile}.")
     print(f"Validation Dice (mean over {len(val)} images of {val['car'].nunique()} unseen cars):")
-    for run in training.find_runs():
+    for run in find_runs():
         if run.details["profile"] != profile.name or not run.details["data"].endswith(data):
             continue
         changed = [
@@ -243,7 +244,7 @@ def print_results() -> None:
             f"  {run.best_dice:.4f}  {', '.join(changed) or 'the baseline recipe'} "
             f"({run.seconds / 60:.1f} min, {run.device}, {run.precision}; {run.folder})"
         )
-    for model in sorted(config.models_dir().iterdir()):
+    for model in sorted(models_dir().iterdir()):
         print(f"  {model.stat().st_size / 1e6:6.1f} MB  {model}")
 
 

@@ -49,16 +49,15 @@ def main(arguments: list[str] | None = None) -> int:
         print("stopped", file=sys.stderr)
         return 130
     except (OSError, ValueError, RuntimeError) as error:
-        training = sys.modules.get("unetlib.training")  # not imported: no error of its
-        if isinstance(error, RuntimeError) and not isinstance(error, training.TrainingError):
+        # Not imported for its name: PyTorch would be, too.
+        if isinstance(error, RuntimeError) and type(error).__name__ != "TrainingError":
             raise
         print(f"error: {error}", file=sys.stderr)
         return 1
-    if "accelerate" in sys.modules:  # not after an error: the other processes would be waited for
-        from accelerate import PartialState
-
-        if PartialState._shared_state:
-            PartialState().destroy_process_group()
+    distributed = sys.modules.get("torch.distributed")
+    if distributed and distributed.is_initialized():
+        # Not after an error: the other processes would be waited for.
+        distributed.destroy_process_group()
     if result is None:
         return 0
     if "--json" in arguments:

@@ -35,9 +35,7 @@ def folder_from(variable: str, default: Path) -> Path:
     try:
         return (_start_folder() / Path(value).expanduser()).resolve() if value else default
     except RuntimeError:  # a ~ without a home
-        raise FileNotFoundError(
-            f"{variable}={value}: there is no such user's home; write the whole path."
-        ) from None
+        raise FileNotFoundError(f"{variable}={value}: no such home; give a whole path.") from None
 
 
 def data_dir() -> Path:
@@ -49,10 +47,7 @@ def data_dir() -> Path:
     """
     folder = folder_from("UNETLIB_DATA", REPOSITORY / "data" / "sample")
     if not folder.is_dir():
-        raise FileNotFoundError(
-            f"The data folder {folder} does not exist: set UNETLIB_DATA to a folder in Carvana's "
-            "layout (train/, train_masks/), or unset it to use the embedded data/sample."
-        )
+        raise FileNotFoundError(f"{folder}: no such folder; correct UNETLIB_DATA, or unset it.")
     return folder
 
 

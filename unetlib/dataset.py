@@ -111,9 +111,7 @@ class CarvanaDataset(Dataset):
         without = samples["mask"].isna() | (samples["mask"] == "")  # read_csv makes NaN of ""
         if without.any():
             first = samples.loc[without, "image"].iloc[0]
-            raise DataError(
-                f"{first}: has no mask; keep only rows with one (mask neither '' nor NaN)."
-            )
+            raise DataError(f"{first}: has no mask; keep only rows that have one.")
         self.samples = samples.reset_index(drop=True)
         self.size, self.mask, self.augment = side, mask, augment
         self.draws: torch.Tensor | None = None

@@ -73,8 +73,7 @@ def to_binary(mask: np.ndarray) -> np.ndarray:
     mask = np.asarray(mask)
     if mask.dtype.kind not in "bui" and not ((mask == 0) | (mask == 1)).all():
         raise DataError(
-            "A mask says for each pixel whether it is car, 0 or 1, but this one has values between "
-            "or beyond: threshold it first, probabilities > 0.5."
+            "A mask has no values but 0 and 1: threshold it first, probabilities > 0.5."
         )
     return mask.astype(bool, copy=False)
 
@@ -105,10 +104,7 @@ def rle_decode(rle: str, height: int, width: int) -> np.ndarray:
             image.
     """
     if not isinstance(rle, str):
-        raise DataError(
-            f"run-length code {rle!r} is not text: read the csv file with unetlib.read_rles, or "
-            "with pandas' dtype=str and keep_default_na=False."
-        )
+        raise DataError(f"run-length code {rle!r} is not text: read it with unetlib.read_rles.")
     try:
         numbers = np.array(rle.split(), dtype=np.int64)
     except (ValueError, OverflowError):
@@ -120,10 +116,8 @@ def rle_decode(rle: str, height: int, width: int) -> np.ndarray:
     inside = not len(starts) or (starts[0] >= 0 and ends[-1] <= height * width)
     # A length below 1, or one so large that the sum overflows, ends a run before its start.
     if not inside or (ends <= starts).any() or (starts[1:] < ends[:-1]).any():
-        raise DataError(
-            f"run-length code {rle[:30]!r}... does not fit an image of {height} rows and {width} "
-            "columns: runs must have a length of at least 1, ascend without overlap and end inside."
-        )
+        fits = f"ascend without overlap and end within {height} rows of {width} pixels"
+        raise DataError(f"run-length code {rle[:30]!r}...: its runs must {fits}.")
     steps = np.zeros(height * width + 1, np.int8)
     np.add.at(steps, starts, 1)
     np.add.at(steps, ends, -1)

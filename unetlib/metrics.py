@@ -49,9 +49,7 @@ def _overlap_and_areas(predicted, target) -> tuple[torch.Tensor, torch.Tensor]:
         raise ValueError(f"Masks of shapes {shapes} cannot be compared: give two of (N, H, W).")
     for mask in masks:
         if mask.dtype != torch.bool and not ((mask == 0) | (mask == 1)).all():
-            raise ValueError(
-                "Dice and IoU need binary masks: threshold first, probabilities > 0.5."
-            )
+            raise ValueError("Dice and IoU need 0 and 1: threshold first, probabilities > 0.5.")
     one, other = (mask.bool().reshape(-1, mask.shape[-2] * mask.shape[-1]) for mask in masks)
     return (one & other).sum(dim=1), one.sum(dim=1) + other.sum(dim=1)
 

@@ -118,10 +118,8 @@ class UNet(nn.Module):
         height, width = x.shape[-2:]
         recording = torch.compiler.is_compiling() or torch.jit.is_tracing()
         if not recording and (height % self.stride or width % self.stride):
-            raise ValueError(
-                f"An image of {width}x{height} pixels does not fit: width and height must be "
-                f"multiples of {self.stride}."
-            )
+            fit = f"width and height must be multiples of {self.stride}"
+            raise ValueError(f"An image of {width}x{height} pixels does not fit: {fit}.")
         skips = []
         for encoder in self.encoders[:-1]:
             x = encoder(x)

@@ -20,6 +20,7 @@ from unetlib.model import UNet
 from unetlib.recipe import Recipe
 
 OPTIMIZERS = {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW}
+KEPT = "finished epochs are kept"
 EXPLODED = 1e4  # a mean loss per pixel; sound ones are below 1 after some steps
 
 
@@ -100,10 +101,8 @@ class Learner:
         (loss * weight).backward()
         self.optimizer.step()
         if not loss.item() < EXPLODED:  # also true of nan
-            raise ExplodedError(
-                f"The loss became {loss.item():.3g}: lower the learning rate (now {lr:.2g}) and "
-                "check the images; finished epochs are kept."
-            )
+            remedy = f"lower the learning rate (now {lr:.2g}) and check the images"
+            raise ExplodedError(f"The loss became {loss.item():.3g}: {remedy}; {KEPT}.")
         if self.scheduler is not None:
             self.scheduler.step()
         return loss.item() * len(images)
@@ -156,9 +155,7 @@ def train(
             row = dict(epoch=epoch, lr=lr, train_loss=learner.total(loss) / images)
             row |= learner.validate(val_set, batch_size)
             if not math.isfinite(row["val_loss"]):
-                raise TrainingError(
-                    f"The validation loss became {row['val_loss']}: lower the learning rate "
-                    f"(lr={recipe.lr:g}) and check the images; finished epochs are kept."
-                )
+                remedy = f"lower the learning rate (lr={recipe.lr:g}) and check the images"
+                raise TrainingError(f"The validation loss is {row['val_loss']}: {remedy}; {KEPT}.")
             bar.set_postfix(loss=f"{row['train_loss']:.4f}", dice=f"{row['val_dice']:.4f}")
             yield row | dict(seconds=time.perf_counter() - started)

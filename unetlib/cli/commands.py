@@ -14,9 +14,12 @@ from typing import Annotated, Literal
 
 from tyro.conf import OmitArgPrefixes, Positional, arg
 
+import unetlib  # its names are imported when they are first used
 from unetlib import config
+from unetlib.deploy import manifest
 from unetlib.recipe import Recipe
 from unetlib.support import folders
+from unetlib.support.files import whole_file
 
 DATA_HELP = "Data set in Carvana's layout; default: UNETLIB_DATA."
 Data = Annotated[Path | None, arg(help=DATA_HELP)]
@@ -43,31 +46,24 @@ def train(
         output_dir: Where unet_model.pth is written; default: models.
         retrain: Train anew even if this recipe was trained on this data before.
     """
-    from unetlib.deploy.manifest import FILES, check_manifest, write_manifest
-    from unetlib.support.files import whole_file
-
     is_main = os.environ.get("RANK", "0") == "0"  # as torchrun and accelerate launch say it
     if not is_main:
         warnings.simplefilter("ignore")
     output_dir = output_dir or folders.models_dir()
-    check_manifest(output_dir)
+    manifest.check_manifest(output_dir)
     train_rows, val_rows = _split(data)
     scaled = config.profile().scale(settings)
     if is_main:
         print(config.profile(), file=sys.stderr)
-
-    from unetlib import fit
-    from unetlib.training import TrainingError
-
-    run = fit(scaled, config.profile().thin(train_rows), val_rows, retrain=retrain)
+    run = unetlib.fit(scaled, config.profile().thin(train_rows), val_rows, retrain=retrain)
     if not is_main:
         return None
     if run.history.empty:
-        raise TrainingError("Stopped before an epoch was finished: nothing to write yet.")
-    checkpoint = output_dir / FILES["pytorch"]
+        raise unetlib.TrainingError("Stopped before an epoch was finished: nothing to write yet.")
+    checkpoint = output_dir / manifest.FILES["pytorch"]
     with whole_file(checkpoint) as part:
         shutil.copyfile(run.checkpoint, part)
-    write_manifest(output_dir, [checkpoint])
+    manifest.write_manifest(output_dir, [checkpoint])
     names = ("best_dice", "best_epoch", "finished", "seconds", "images_per_second")
     facts = ("device", "processes", "precision", "batch_size", "lr")
     result = {name: getattr(run, name) for name in names}
@@ -87,23 +83,17 @@ def export(
         checkpoint: A run's best.pth or an exported .pth; default: the newest run.
         output_dir: Where the files are written; default: models.
     """
-    from unetlib import ModelFileError, find_runs
-    from unetlib.deploy.manifest import check_file, check_manifest
-
     if checkpoint is None:
-        runs, where = find_runs(), folders.runs_dir()
+        runs, where = unetlib.find_runs(), folders.runs_dir()
         if not runs:
-            raise ModelFileError(f"{where}: no trained run; run python -m unetlib train first.")
+            raise unetlib.ModelFileError(f"{where}: no run yet; run python -m unetlib train first.")
         checkpoint = runs[-1].checkpoint
-    check_file(checkpoint, trust=True)
+    manifest.check_file(checkpoint, trust=True)
     output_dir = output_dir or folders.models_dir()
-    check_manifest(output_dir)
+    manifest.check_manifest(output_dir)
     train_rows, val_rows = _split(data)
-
-    from unetlib import export_all
-
     train_rows = config.profile().thin(train_rows)
-    table = export_all(checkpoint, output_dir, train=train_rows, val=val_rows)
+    table = unetlib.export_all(checkpoint, output_dir, train=train_rows, val=val_rows)
     return dict(checkpoint=str(checkpoint), formats=table.to_dict("records"))
 
 
@@ -129,20 +119,19 @@ def predict(
         runtime: Instead of the file's own: OpenVINO for ONNX files, torch.compile for .pth files.
         trust: Open a file that manifest.json beside it does not vouch for.
     """
-    from unetlib.deploy.images import image_files
-    from unetlib.deploy.manifest import check_file
+    manifest.check_file(model, trust)
+    images = unetlib.image_files(images)
 
-    check_file(model, trust)
-    images = image_files(images)
-
-    from unetlib import load_predictor, write_masks, write_submission
     from unetlib.support.processes import start_accelerator
 
     processes = start_accelerator(timeout=timedelta(days=7))  # computers may differ in speed
     here = int(os.environ.get("LOCAL_WORLD_SIZE", 1))
     threads = max(1, (os.cpu_count() or 1) // here) if here > 1 else None
-    predictor = load_predictor(model, processes.device, threads, trust=trust, runtime=runtime)
-    write = write_submission if output.suffix.lower() == ".csv" else write_masks
+    predictor = unetlib.load_predictor(
+        model, processes.device, threads, trust=trust, runtime=runtime
+    )
+    to_csv = output.suffix.lower() == ".csv"
+    write = unetlib.write_submission if to_csv else unetlib.write_masks
     left_out = write(predictor, images, output, flip=flip, accelerator=processes)
     if not processes.is_main_process:
         return None
@@ -163,16 +152,11 @@ def compare(
         models: The folder that export wrote; default: models.
         runtimes: Extra ones, where they are installed.
     """
-    from unetlib.deploy.manifest import exported_files
-
     models = models or folders.models_dir()
-    exported_files(models)
+    manifest.exported_files(models)
     _, val_rows = _split(data)
-
-    from unetlib.deploy.compare import compare as table_of
-
     with redirect_stdout(sys.stderr):  # what is left out is no part of the table
-        table = table_of(models, val_rows, runtimes=runtimes)
+        table = unetlib.compare(models, val_rows, runtimes=runtimes)
     return dict(formats=table.to_dict("records"))
 
 
@@ -191,9 +175,7 @@ def download(
         test: Also the 100,064 test photos.
         source: A folder that holds the archives already; nothing is fetched.
     """
-    from unetlib.fetch import kaggle
-
-    return dict(data=str(kaggle.download(target, subset=subset, test=test, source=source)))
+    return dict(data=str(unetlib.download(target, subset=subset, test=test, source=source)))
 
 
 def subset(
@@ -211,12 +193,10 @@ def subset(
         size: Width x height of the images in pixels, as screens are named (Python: height, width).
         seed: Which cars.
     """
-    from unetlib import DataError, write_subset
-
     width, _, height = size.partition("x")
     if not (width.isdigit() and height.isdigit()):
-        raise DataError(f"--size {size}: give WIDTHxHEIGHT, for example 480x320.")
-    write_subset(source, target, cars=cars, size=(int(height), int(width)), seed=seed)
+        raise unetlib.DataError(f"--size {size}: give WIDTHxHEIGHT, for example 480x320.")
+    unetlib.write_subset(source, target, cars=cars, size=(int(height), int(width)), seed=seed)
     return dict(data=str(target))
 
 
@@ -225,10 +205,8 @@ def check(data: Annotated[Positional[Path | None], arg(help=DATA_HELP)] = None, 
 
     Ends with status 1 if there is anything.
     """
-    from unetlib.fetch import check as checks
-
     folder = data if data is not None else config.data_dir()
-    problems = checks.check(folder).to_dict("records")
+    problems = unetlib.check(folder).to_dict("records")
     if not json:
         for row in problems:
             print(f"{folder / row['file']}: {row['problem']}; {row['remedy']}.")
@@ -236,6 +214,4 @@ def check(data: Annotated[Positional[Path | None], arg(help=DATA_HELP)] = None, 
 
 
 def _split(data: Path | None) -> tuple:
-    from unetlib import find_samples, split_by_car
-
-    return split_by_car(find_samples(data), fraction=0.2, seed=0)
+    return unetlib.split_by_car(unetlib.find_samples(data), fraction=0.2, seed=0)

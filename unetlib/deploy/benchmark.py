@@ -39,26 +39,18 @@ def benchmark(
         call, ``images_per_second`` (at the median), ``ratio`` (how many times faster than the first
         predictor at that batch size).
     """
-    predictors, batch_sizes = list(predictors), list(batch_sizes)
-    rng, rows = np.random.default_rng(0), []
-    with tqdm(total=len(batch_sizes) * (warm_up + repeats), desc="timing") as bar:
-        for batch_size in batch_sizes:
-            times = [[] for _ in predictors]
-            for repeat in range(warm_up + repeats):
-                for predictor, taken in zip(predictors, times, strict=True):
-                    shape = (batch_size, 1, predictor.size, predictor.size)
-                    seconds = _seconds(partial(predictor.logits, rng.random(shape, np.float32)))
-                    if repeat >= warm_up:
-                        taken.append(1000 * seconds)
-                bar.update()
+    predictors, rng, rows = list(predictors), np.random.default_rng(0), []
+    for batch_size in batch_sizes:
+        times = [[] for _ in predictors]
+        for _ in tqdm(range(warm_up + repeats), desc=f"timing batches of {batch_size}"):
             for predictor, taken in zip(predictors, times, strict=True):
-                p50, p95 = np.percentile(taken, [50, 95])
-                speed = dict(
-                    images_per_second=1000 * batch_size / p50, ratio=np.median(times[0]) / p50
-                )
-                rows.append(
-                    dict(name=predictor.name, batch=batch_size, p50_ms=p50, p95_ms=p95) | speed
-                )
+                shape = (batch_size, 1, predictor.size, predictor.size)
+                taken.append(_seconds(partial(predictor.logits, rng.random(shape, np.float32))))
+        for predictor, taken in zip(predictors, times, strict=True):
+            p50, p95 = 1000 * np.percentile(taken[warm_up:], [50, 95])
+            row = dict(name=predictor.name, batch=batch_size, p50_ms=p50, p95_ms=p95)
+            row |= dict(images_per_second=1000 * batch_size / p50)
+            rows.append(row | dict(ratio=1000 * np.median(times[0][warm_up:]) / p50))
     return pd.DataFrame(rows)
 
 
@@ -80,11 +72,8 @@ def watch():
     while not done.wait(0.002):
         peak[0] = max(peak[0], process.memory_info().rss)
 watcher = threading.Thread(target=watch, daemon=True); watcher.start()
-path, precision, runtime, *trust = sys.argv[1:]
 loading = time.perf_counter()
-predictor = load_predictor(
-    path, "cpu", precision=precision, runtime=runtime or None, trust=bool(trust)
-)
+predictor = load_predictor(device="cpu", **json.loads(sys.argv[1]))
 batch = numpy.zeros((1, 1, predictor.size, predictor.size), numpy.float32)
 predictor.logits(batch)
 first = time.perf_counter()
@@ -107,11 +96,11 @@ def cold_start(predictor: Predictor) -> dict[str, float]:
     Raises:
         ModelFileError: the process failed.
     """
-    arguments = [str(predictor.path), predictor.precision, predictor.runtime or ""]
-    arguments += ["trust"] * predictor.trust
+    settings = {name: getattr(predictor, name) for name in ("precision", "runtime", "trust")}
+    settings = json.dumps(dict(path=str(predictor.path)) | settings)
     with tempfile.TemporaryDirectory() as folder:  # what torch.compile kept before does not count
         output = in_a_fresh_process(
-            COLD_START, *arguments, what=predictor.path, TORCHINDUCTOR_CACHE_DIR=folder
+            COLD_START, settings, what=predictor.path, TORCHINDUCTOR_CACHE_DIR=folder
         )
     return json.loads(output.strip().splitlines()[-1])
 

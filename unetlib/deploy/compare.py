@@ -131,24 +131,21 @@ def predictors_in(
     first = next(iter(files))
     for name in [name for name in files if weights[name] != weights[first]]:
         print(f"{files.pop(name)}: left out, of another training than {FILES[first]}; export again")
-    choices = [(path, "fp32", None) for path in files.values()]
     native = pick_precision(torch.device("cpu"))
     if native != "bf16":
         print("bf16: left out, this processor does not compute with it natively")
-    elif "pytorch" in files:
-        choices.insert(1, (files["pytorch"], "bf16", None))
+    usable = {None}
     for runtime in runtimes:
-        reason = missing_runtime(runtime)
-        if reason:
+        if reason := missing_runtime(runtime):
             print(f"{runtime}: left out, {reason}")
-        elif runtime == "compile" and "pytorch" in files:
-            choices.append((files["pytorch"], "fp32", runtime))
-        elif runtime == "openvino":
-            onnx = [files[name] for name in ("onnx", "int8") if name in files]
-            choices += [(path, "fp32", runtime) for path in onnx]
-            if native == "bf16" and "onnx" in files:
-                choices.append((files["onnx"], "bf16", runtime))
+        else:
+            usable.add(runtime)
+    ways = [("pytorch", "fp32", None), ("pytorch", "bf16", None)]
+    ways += [(name, "fp32", None) for name in FILES if name != "pytorch"]
+    ways += [("onnx", "fp32", "openvino"), ("int8", "fp32", "openvino")]
+    ways += [("onnx", "bf16", "openvino"), ("pytorch", "fp32", "compile")]
     return [
-        load_predictor(path, "cpu", threads, precision, runtime=runtime)
-        for path, precision, runtime in choices
+        load_predictor(files[name], "cpu", threads, precision, runtime=runtime)
+        for name, precision, runtime in ways
+        if name in files and precision in ("fp32", native) and runtime in usable
     ]

@@ -15,7 +15,9 @@ import os
 import tempfile
 import warnings
 from contextlib import ExitStack
+from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import onnx
@@ -23,7 +25,7 @@ import onnxscript  # noqa: F401  torch's exporters import these two late, and br
 import pandas as pd
 import torch
 import torch.export._trace
-from onnxruntime.quantization import CalibrationDataReader, QuantFormat, QuantType, quantize_static
+from onnxruntime.quantization import QuantFormat, QuantType, quantize_static
 from onnxruntime.quantization.shape_inference import quant_pre_process
 from torch.export import Dim
 from tqdm.auto import tqdm
@@ -72,12 +74,10 @@ def export_all(
     check_manifest(output_dir)
     output_dir.mkdir(parents=True, exist_ok=True)
 
-    def say() -> None:
-        print(f"{output_dir}: another program exports there; waiting for it")
-
+    waiting = f"{output_dir}: another program exports there; waiting for it"
     with ExitStack() as stack:
         lock = output_dir / ".export.lock"
-        stack.enter_context(locked(lock, on_wait=say))
+        stack.enter_context(locked(lock, on_wait=partial(print, waiting)))
         if os.name == "posix":  # left behind, it would be closed to other users
             stack.callback(lock.unlink, missing_ok=True)
         workshop = tempfile.TemporaryDirectory(dir=output_dir, prefix=".export-")
@@ -85,10 +85,8 @@ def export_all(
         try:
             table = _export_into(folder, getattr(run, "checkpoint", run), train, val)
         except OSError as error:
-            raise ModelFileError(
-                f"{output_dir}: nothing exported, what was there stays: "
-                f"{error.strerror or error}; free some space or choose another folder."
-            ) from None
+            problem = f"nothing exported, what was there stays ({error.strerror or error})"
+            raise ModelFileError(f"{output_dir}: {problem}; choose another folder.") from None
         is_float = table["format"] != "int8"
         wrong = table[is_float & ~(table["max_abs_diff"] <= TOLERANCE)]
         for file in wrong["file"]:
@@ -99,9 +97,9 @@ def export_all(
         for file in [*table["file"].drop(wrong.index), MANIFEST]:
             os.replace(folder / file, output_dir / file)
     if len(wrong):
+        problem = f"over {TOLERANCE} in probability from the PyTorch model, so removed"
         raise ModelFileError(
-            f"{', '.join(wrong['file'])}: differs too much from the PyTorch model (over "
-            f"{TOLERANCE} in probability) and was removed; report it with your library versions."
+            f"{', '.join(wrong['file'])}: {problem}; report it with your versions."
         )
     for row in table[table["note"] != ""].itertuples():
         warnings.warn(
@@ -132,7 +130,9 @@ def _export_into(
     for step in tqdm(steps, desc="exporting"):
         step()
     write_manifest(folder)
-    return _parity_in_a_fresh_process(folder, val)
+    rows = val.reset_index(drop=True).astype(dict(image=str, mask=str)).to_json()
+    answer = in_a_fresh_process(PARITY, str(folder), what=folder, input=rows)
+    return pd.read_json(io.StringIO(answer.splitlines()[-1]), dtype=dict(note=str))
 
 
 PARITY = f"""
@@ -141,12 +141,6 @@ import pandas as pd
 from {parity.__module__} import parity
 print(parity(sys.argv[1], pd.read_json(sys.stdin, dtype=dict(id=str, car=str))).to_json())
 """
-
-
-def _parity_in_a_fresh_process(folder: Path, samples: pd.DataFrame) -> pd.DataFrame:
-    rows = samples.reset_index(drop=True).astype(dict(image=str, mask=str)).to_json()
-    answer = in_a_fresh_process(PARITY, str(folder), what=folder, input=rows)
-    return pd.read_json(io.StringIO(answer.splitlines()[-1]), dtype=dict(note=str))
 
 
 def export_torchscript(model: UNet, path: str | Path, size: int, threshold: float = 0.5) -> None:
@@ -203,16 +197,6 @@ def export_onnx(model: UNet, path: str | Path, size: int, threshold: float = 0.5
         describe_onnx(part, describe(size, threshold))
 
 
-class _Calibration(CalibrationDataReader):
-    """Hands images to the quantiser one by one."""
-
-    def __init__(self, images: np.ndarray):
-        self.batches = iter([{"input": image[None]} for image in images])
-
-    def get_next(self) -> dict[str, np.ndarray] | None:
-        return next(self.batches, None)
-
-
 def quantize_int8(onnx_path: str | Path, path: str | Path, calibration: np.ndarray) -> None:
     """Quantise an ONNX file statically: 8-bit weights and activations (QDQ format).
 
@@ -227,13 +211,14 @@ def quantize_int8(onnx_path: str | Path, path: str | Path, calibration: np.ndarr
             in [0, 1]; 16 to 64 are enough.
     """
     description = onnx.load(onnx_path).metadata_props[0].value
+    batches = iter([{"input": image[None]} for image in calibration])
     with tempfile.TemporaryDirectory() as folder, whole_file(path) as part:
         prepared = Path(folder) / "prepared.onnx"
         quant_pre_process(onnx_path, prepared, skip_symbolic_shape=True)
         quantize_static(
             prepared,
             part,
-            _Calibration(calibration),
+            SimpleNamespace(get_next=partial(next, batches, None)),  # one by one
             quant_format=QuantFormat.QDQ,
             activation_type=QuantType.QUInt8,
             weight_type=QuantType.QInt8,

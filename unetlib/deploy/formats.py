@@ -51,8 +51,7 @@ def describe_onnx(path: Path, description: str) -> None:
 def legacy_allowed() -> Iterator[None]:
     """Silence the one warning that TorchScript's functions give: that they are deprecated."""
     with warnings.catch_warnings():
-        for category in (DeprecationWarning, FutureWarning):
-            warnings.filterwarnings("ignore", r"`torch\.jit", category)
+        warnings.filterwarnings("ignore", r"`torch\.jit")
         yield
 
 
@@ -92,19 +91,11 @@ def open_model(
         torch.zeros(1, device=device).cpu()
         device = torch.device(device)
     except (RuntimeError, AssertionError, TypeError):  # PyTorch has one for each kind of absence
-        raise ValueError(
-            f"device={device!r} cannot be used here; give 'cpu', or None for the best there is."
-        ) from None
-    if kind == "pytorch":
-        model, info = load_model(path)
-        model = model.to(device)
-    else:
-        model, info = _open_program(path, kind, device)
+        raise ValueError(f"device={device!r} is not here; give 'cpu' or None, the best.") from None
+    model, info = load_model(path) if kind == "pytorch" else _open_program(path, kind, device)
     info["format"] = kind
-    memory_format = torch.contiguous_format
-    if precision == "bf16":
-        memory_format = torch.channels_last
-        model = model.to(memory_format=memory_format)
+    memory_format = torch.channels_last if precision == "bf16" else torch.contiguous_format
+    model = model.to(device, memory_format=memory_format)
     if runtime == "compile":
         model = torch.compile(model)
 
@@ -125,10 +116,8 @@ def _check_runtime(path: Path, kind: str, runtime: Runtime | None, precision: st
         raise ModelFileError(f"{path}: runtime={runtime!r} does not run this file; {kinds}.")
     takes_bf16 = runtime == "openvino" or kind == "pytorch"
     if precision != "fp32" and not (precision == "bf16" and takes_bf16):
-        raise ModelFileError(
-            f"{path}: precision={precision!r} does not fit this file; fp32 always does, bf16 fits "
-            ".pth files of weights, and ONNX files in OpenVINO."
-        )
+        fit = "fp32 fits all, bf16 weights (.pth) and ONNX files in OpenVINO"
+        raise ModelFileError(f"{path}: precision={precision!r} does not fit this file; {fit}.")
     if runtime is not None and missing_runtime(runtime):
         raise ModelFileError(f"{path}: {runtime}: {missing_runtime(runtime)}.")
 
@@ -148,7 +137,7 @@ def _open_program(path: Path, kind: str, device: torch.device):
     description = {METADATA_KEY: ""}
     try:
         if kind == "exported":
-            model = torch.export.load(path, extra_files=description).module().to(device)
+            model = torch.export.load(path, extra_files=description).module()
         else:
             with legacy_allowed():
                 model = torch.jit.load(path, map_location=device, _extra_files=description)

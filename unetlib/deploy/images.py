@@ -21,12 +21,9 @@ def image_files(paths: str | Path | Iterable[str | Path]) -> list[Path]:
     found = []
     for path in paths_of(paths):
         if path.is_dir():
+            inside = [one for one in sorted(path.iterdir()) if not one.name.startswith(".")]
             found += [
-                file
-                for file in sorted(path.iterdir())
-                if file.suffix.lower() in IMAGE_SUFFIXES
-                and file.is_file()
-                and not file.name.startswith(".")
+                one for one in inside if one.suffix.lower() in IMAGE_SUFFIXES and one.is_file()
             ]
         elif path.is_file():
             found.append(path)

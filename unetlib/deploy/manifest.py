@@ -26,6 +26,7 @@ FILES = {
 }
 PROGRAMS = ("torchscript", "exported")
 MANIFEST = "manifest.json"
+TRUST = "export it again, or pass trust=True if you trust whoever made it."
 OLD_CHECKSUM = "sha256"  # an entry of no file: unetlib 0.1 kept the manifest's own checksum there
 
 
@@ -40,9 +41,8 @@ def check_manifest(folder: Path) -> None:
     except (FileNotFoundError, ValueError):  # none, or ours and damaged: it will be replaced
         return
     if not isinstance(content, dict) or content.keys() - {*FILES.values(), OLD_CHECKSUM}:
-        raise ModelFileError(
-            f"{folder / MANIFEST}: not written by unetlib, so kept; choose another folder."
-        )
+        problem = "not written by unetlib, so kept"
+        raise ModelFileError(f"{folder / MANIFEST}: {problem}; choose another folder.")
 
 
 def write_manifest(
@@ -88,8 +88,9 @@ def read_manifest(folder: Path) -> dict[str, dict]:
     except FileNotFoundError:
         return {}
     except (OSError, ValueError, TypeError, AttributeError):
+        problem = "damaged, so it vouches for nothing"
         raise ModelFileError(
-            f"{folder / MANIFEST}: damaged, so it vouches for nothing; export again, or delete it."
+            f"{folder / MANIFEST}: {problem}; export again, or delete it."
         ) from None
 
 
@@ -126,9 +127,7 @@ def check_file(path: str | Path, trust: bool = False) -> str:
     """
     path = Path(path)
     if not path.is_file():
-        raise ModelFileError(
-            f"{path}: no such file; export a model first (python -m unetlib export)."
-        )
+        raise ModelFileError(f"{path}: no such file; export one first: python -m unetlib export.")
     suffix = path.suffix.lower()
     kind = {".onnx": "onnx", ".pt2": "exported"}.get(suffix)
     if kind is None:
@@ -137,15 +136,11 @@ def check_file(path: str | Path, trust: bool = False) -> str:
         return kind
     known = read_manifest(path.parent).get(path.name, {}).get("sha256")
     if known is None and kind in PROGRAMS:
-        raise ModelFileError(
-            f"{path}: refused, a program that {MANIFEST} beside it does not vouch for; export it "
-            "again, or pass trust=True if you trust whoever made it."
-        )
+        problem = f"a program that {MANIFEST} beside it does not vouch for"
+        raise ModelFileError(f"{path}: refused, {problem}; {TRUST}")
     if known is not None and known != file_hash(path):
-        raise ModelFileError(
-            f"{path}: refused, it is not the file that {MANIFEST} beside it describes: damaged or "
-            "replaced; export it again, or pass trust=True if you trust whoever made it."
-        )
+        problem = f"damaged, or not the file that {MANIFEST} beside it describes"
+        raise ModelFileError(f"{path}: refused, {problem}; {TRUST}")
     return kind
 
 

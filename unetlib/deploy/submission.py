@@ -12,9 +12,10 @@ import os
 import shutil
 import sys
 import uuid
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Callable, Iterable
 from concurrent.futures import Future, ThreadPoolExecutor
+from itertools import islice
 from pathlib import Path
 
 import numpy as np
@@ -53,17 +54,12 @@ def write_masks(
         raise DataError(f"{folder}: give --output a folder, or a file whose name ends in .csv.")
     here = [image for image in images if image.resolve().parent == folder.resolve()]
     if here:
-        raise DataError(
-            f"{here[0]}: its own folder cannot take the masks; choose another --output."
-        )
+        raise DataError(f"{here[0]}: masks need a folder of their own; choose another --output.")
     results, unreadable = {i: folder / f"{i.stem}_mask.png" for i in images}, "unreadable.csv"
     signs = {folder / unreadable: UNREADABLE_HEADER} | dict.fromkeys(results.values(), MASK_SIGN)
     _check_output(folder, results, signs)
-
-    def write(mask: np.ndarray, path: Path, image: Path) -> None:
-        save_mask(mask, path)
-
-    job = _Job(predictor, results, folder / ".parts", write, flip, accelerator)
+    write, parts = (lambda mask, path, _: save_mask(mask, path)), folder / ".parts"
+    job = _Job(predictor, results, parts, write, flip, accelerator)
     return job.run(folder / unreadable)
 
 
@@ -142,7 +138,7 @@ class _Job:
         try:
             if self.rank == 0 and not self._is_ours():
                 if self.parts.exists():
-                    shutil.rmtree(self.parts)
+                    self._remove_parts()
                 (self.parts / "codes").mkdir(parents=True)
                 with whole_file(self.job_file) as part:
                     part.write_text(self.about, encoding="utf-8")
@@ -166,10 +162,8 @@ class _Job:
             if merge is not None and finished:
                 merge(finished)
         except FileNotFoundError:
-            raise DataError(
-                f"{self.parts}: changed by another run while this one worked; run it again."
-            ) from None
-        shutil.rmtree(self.parts)
+            raise DataError(f"{self.parts}: replaced by another run; run it again.") from None
+        self._remove_parts()
         if left_out and not finished:
             raise DataError(f"None of the {len(left_out)} images can be read: {left_out[0][1]}")
         if left_out:
@@ -178,10 +172,15 @@ class _Job:
             unreadable.unlink(missing_ok=True)
         return left_out
 
+    def _remove_parts(self) -> None:
+        """Renamed first, because another run's threads may be writing into the folder."""
+        gone = self.parts.rename(self.parts.with_name(f"{self.parts.name}.{uuid.uuid4().hex}"))
+        shutil.rmtree(gone, ignore_errors=True)
+
     def _is_ours(self) -> bool:
         return self.job_file.is_file() and self.job_file.read_bytes() == self.about.encode()
 
-    def _is_done(self, image: Path, begun: int) -> bool:
+    def _is_done(self, image: Path, since: int) -> bool:
         """Whether an image's result is whole, and younger than the job and the image.
 
         Equally old does not count: a file system's clock may tick only every few milliseconds.
@@ -192,23 +191,22 @@ class _Job:
         except OSError:
             return False
         changed = max(source.st_mtime_ns, source.st_ctime_ns, link.st_ctime_ns)
-        return end in (b"\n", b"\x82") and result.st_mtime_ns > max(begun, changed)
+        return end in (b"\n", b"\x82") and result.st_mtime_ns > max(since, changed)
 
     def _predict_share(self) -> None:
         """Predict this process's images; threads read the next and write the last ones."""
         world_size = self.accelerator.num_processes if self.accelerator else 1
-        mine, begun = list(self.results)[self.rank :: world_size], self.job_file.stat().st_mtime_ns
-        left = [image for image in mine if not self._is_done(image, begun)]
-        batches = [left[at : at + BATCH_SIZE] for at in range(0, len(left), BATCH_SIZE)]
+        mine, since = list(self.results)[self.rank :: world_size], self.job_file.stat().st_mtime_ns
+        left = [image for image in mine if not self._is_done(image, since)]
+        batches = (left[at : at + BATCH_SIZE] for at in range(0, len(left), BATCH_SIZE))
         counts = dict(total=len(mine), initial=len(mine) - len(left), disable=self.rank > 0)
         with tqdm(desc="predicting", unit="img", **counts) as bar, ThreadPoolExecutor() as pool:
-            reading = [(one, pool.submit(self._read, one)) for one in left[: 2 * BATCH_SIZE]]
-            writing: list[tuple[Path, Future]] = []
-            for number, batch in enumerate(batches):
-                good = [(one, got) for one, got in self._results(reading[: len(batch)]) if got]
-                ahead = [one for later in batches[number + 2 : number + 3] for one in later]
-                reading = reading[len(batch) :]
-                reading += [(one, pool.submit(self._read, one)) for one in ahead]
+            begun = ([(one, pool.submit(self._read, one)) for one in batch] for batch in batches)
+            reading, writing = deque(islice(begun, 2)), []
+            while reading:
+                batch = reading.popleft()
+                good = [(one, got) for one, got in self._results(batch) if got]
+                reading.extend(islice(begun, 1))
                 maps = self._predict([grey for _, (grey, _) in good])
                 list(self._results(writing))  # written while the network computed
                 writing = [
@@ -244,7 +242,7 @@ class _Job:
         filled = np.pad(np.stack(images), ((0, missing), (0, 0), (0, 0)))
         return self.predictor.predict_maps(filled, self.flip)[: len(images)]
 
-    def _finish(self, image: Path, probability: np.ndarray, size: tuple[int, int]) -> bool:
+    def _finish(self, image: Path, probability: np.ndarray, size: tuple[int, int]) -> None:
         mask = enlarge(probability, size) > self.predictor.threshold
         unfinished, result = self.parts / uuid.uuid4().hex, self.results[image]
         try:
@@ -256,26 +254,23 @@ class _Job:
             named = errno.ENAMETOOLONG, errno.EILSEQ
             if isinstance(error, OSError) and error.errno not in named:
                 raise
-            raise DataError(
-                f"{result}: no file or csv line takes such a name; rename it."
-            ) from None
-        return True
+            raise DataError(f"{result}: no file or csv line takes this name; rename it.") from None
 
 
 def _check_output(output: Path, results: dict[Path, Path], signs: dict[Path, str]) -> None:
     """Refuse two results of one name, and to replace what is a data set's or not like ours."""
-    twice = [
-        name for name, count in Counter(one.name for one in results.values()).items() if count > 1
-    ]
+    names = Counter(result.name for result in results.values())
+    twice = [name for name, count in names.items() if count > 1]
     if twice:
         raise DataError(f"{twice[0]}: two images of this name; predict their folders in turn.")
     if output.resolve().name.lower() in TRUTH:
         raise DataError(f"{output}: named as a data set's own masks; choose another --output.")
     for path, sign in signs.items():
+        start = b""
         if os.path.isfile(path):
             with open(path, "rb") as file:
                 start = file.read(128).strip(b"\0")  # a power failure leaves nothing, or zeros
-        if os.path.isdir(path) or (os.path.isfile(path) and start and sign.encode() not in start):
+        if os.path.isdir(path) or (start and sign.encode() not in start):
             raise DataError(f"{path}: not written by unetlib, so kept; choose another --output.")
 
 

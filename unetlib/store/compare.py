@@ -32,14 +32,11 @@ def compare_runs(runs: Mapping[str, Run] | Iterable[Run] | None = None) -> pd.Da
     """
     if not isinstance(runs, Mapping):
         runs = {run.folder.name: run for run in (find_runs() if runs is None else runs)}
-    rows = [
-        asdict(run.recipe) | {name: run.details[name] for name in ("data", "profile")}
-        for run in runs.values()
-    ]
+    facts = [{name: run.details[name] for name in ("data", "profile")} for run in runs.values()]
+    rows = [asdict(run.recipe) | fact for run, fact in zip(runs.values(), facts, strict=True)]
     settings = pd.DataFrame(rows, index=list(runs))
-    differing = settings.loc[:, settings.astype(str).nunique() > 1].drop(
-        columns="epochs", errors="ignore"
-    )
+    differing = settings.loc[:, settings.astype(str).nunique() > 1]
+    differing = differing.drop(columns="epochs", errors="ignore")
     names = ("best_dice", "best_iou", "best_epoch", "epochs", "seconds", "images_per_second")
     results = [
         {name: getattr(run, name, None) for name in names}

@@ -97,10 +97,8 @@ def _look_up(
     if (folder / "history.csv").exists():
         run = load_run(folder)
         if run.finished:
-            print(
-                f"run {folder.name}: already trained, best Dice {run.best_dice:.4f} "
-                "(retrain=True trains anew)"
-            )
+            done = f"already trained, best Dice {run.best_dice:.4f}"
+            print(f"run {folder.name}: {done} (retrain=True trains anew)")
             return run, None
     if (folder / "last.pth").exists():
         state = load_state(folder)
@@ -117,10 +115,8 @@ def _look_up(
     for run in sorted(shorter, key=lambda run: -len(run.history)):
         name = run.folder.name
         if recipe.schedule == "one_cycle":
-            print(
-                f"run {folder.name}: cannot go on from {name}, whose one_cycle schedule was "
-                f"planned for {run.recipe.epochs} epochs; training from the start"
-            )
+            why = f"its one_cycle schedule was planned for {run.recipe.epochs} epochs"
+            print(f"run {folder.name}: cannot go on from {name}, {why}; training from the start")
             break
         # Its files belong together only while nobody writes them.
         with run_lock(run.folder) as held:
@@ -146,20 +142,11 @@ def _train(recipe, train_rows, val_rows, data, folder, state, on_epoch, accelera
         batch_size, lr = state["batch_size"], state["lr"]
     steps = recipe.epochs * math.ceil(len(train_rows) / batch_size)
     learner = begin(recipe, steps, lr, accelerator)
-    details = dict(
-        format=FORMAT,
-        profile=config.profile().name,
-        data=data,
-        train_images=len(train_rows),
-        device=str(device),
-        processes=accelerator.num_processes,
-        precision=learner.precision,
-        batch_size=batch_size,
-        lr=lr,
-        versions=versions(),
-        train_ids=list(train_rows["id"]),
-        val_ids=list(val_rows["id"]),
-    )
+    details = dict(format=FORMAT, profile=config.profile().name, data=data, device=str(device))
+    details |= dict(processes=accelerator.num_processes, precision=learner.precision)
+    details |= dict(batch_size=batch_size, lr=lr, versions=versions())
+    details |= dict(train_images=len(train_rows), train_ids=list(train_rows["id"]))
+    details |= dict(val_ids=list(val_rows["id"]))
     run = Run(folder, recipe, pd.DataFrame(columns=HISTORY, dtype=float), details)
     if state is not None:
         restore(learner, state, folder)
@@ -202,13 +189,12 @@ def _alone(folder: Path, accelerator: Accelerator) -> Iterator[None]:
     A program of several processes does not wait: the others would give up on the main process.
     Where nothing can be written, a run that is there can still be looked up.
     """
+    busy = f"run {folder.name}: being trained by another program"
 
     def say() -> None:
         if accelerator.num_processes > 1:
-            raise TrainingError(
-                f"run {folder.name}: being trained by another program; start again when it is done."
-            )
-        print(f"run {folder.name}: being trained by another program; waiting for it")
+            raise TrainingError(f"{busy}; start again when it is done.")
+        print(f"{busy}; waiting for it")
 
     with ExitStack() as stack:
         try:

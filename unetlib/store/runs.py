@@ -14,7 +14,6 @@ import platform
 import time
 import warnings
 from collections.abc import Callable
-from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -32,6 +31,7 @@ from unetlib.support.files import locked
 if TYPE_CHECKING:
     from unetlib.model import UNet
 
+ANEW = "train anew with fit(..., retrain=True)."  # the remedy for damaged runs
 FORMAT = 2  # of the folder and of what training means; runs of another are listed, never resumed
 HISTORY = ["epoch", "lr", "train_loss", "val_loss", "val_dice", "val_iou", "seconds"]
 
@@ -51,13 +51,9 @@ def run_folder(recipe: Recipe, data: str) -> Path:
     return folders.runs_dir() / digest.hexdigest()[:12]
 
 
-def run_lock(
-    folder: Path, on_wait: Callable[[], None] | None = None
-) -> AbstractContextManager[bool]:
+def run_lock(folder: Path, on_wait: Callable[[], None] | None = None):
     """The lock of whoever trains or deletes a run; see ``support.files.locked``."""
-    locks = folder.parent / ".locks"
-    locks.mkdir(exist_ok=True)
-    return locked(locks / folder.name, on_wait)
+    return locked(folder.parent / ".locks" / folder.name, on_wait)
 
 
 @dataclass
@@ -93,9 +89,7 @@ class Run:
             ModelFileError: no epoch is finished yet.
         """
         if self.history.empty:
-            raise ModelFileError(
-                f"{self.folder}: no epoch is finished yet; call fit again to go on."
-            )
+            raise ModelFileError(f"{self.folder}: no epoch is finished yet; fit again to go on.")
         return self.folder / "best.pth"
 
     @property
@@ -154,9 +148,9 @@ class Run:
             model.load_state_dict(load_plain(self.folder / "last.pth")["model"])
             return model.eval()
         except (ModelFileError, RuntimeError, KeyError):
+            path = self.folder / f"{which}.pth"
             raise ModelFileError(
-                f"{self.folder}: {which}.pth is missing, damaged or of another unetlib; train anew "
-                "with fit(..., retrain=True)."
+                f"{path}: missing, damaged or of another unetlib; {ANEW}"
             ) from None
 
 
@@ -195,9 +189,7 @@ def _open(folder: Path) -> Run:
         raise
     except (OSError, ValueError, TypeError, AttributeError) as error:
         reason = " ".join(str(error).split())
-        raise RunError(
-            f"{folder}: not a readable run ({reason}); train it anew with fit(..., retrain=True)."
-        ) from None
+        raise RunError(f"{folder}: not a readable run ({reason}); {ANEW}") from None
 
 
 def find_runs() -> list[Run]:

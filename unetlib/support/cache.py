@@ -52,10 +52,8 @@ def decode_once(samples: pd.DataFrame, size: int) -> np.ndarray:
             stacklevel=3,
         )
     except MemoryError:
-        raise DataError(
-            f"{rows} images of {size}x{size} pixels and their masks do not fit in memory: "
-            "lower size, or take fewer rows."
-        ) from None
+        what = f"{rows} images of {size}x{size} pixels and their masks"
+        raise DataError(f"{what} do not fit in memory: lower size, or take fewer rows.") from None
     return decoded
 
 

@@ -46,6 +46,7 @@ def locked(path: Path, on_wait: Callable[[], None] | None = None) -> Iterator[bo
     """
     # A singleton: should the stop button fall between taking and holding it, the next call in this
     # process gets the same object and releases it, instead of waiting for itself.
+    path.parent.mkdir(exist_ok=True)
     lock = FileLock(path, is_singleton=True)
     if lock.is_locked and on_wait is None:  # held further out, as where fit calls clean_runs
         yield False

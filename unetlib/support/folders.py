@@ -10,10 +10,8 @@ def _home(name: str) -> Path:
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise type(error)(
-            f"{folder}: cannot be created ({error.strerror}); set UNETLIB_HOME to a folder that "
-            "you can write to."
-        ) from None
+        problem = f"{folder}: cannot be created ({error.strerror})"
+        raise type(error)(f"{problem}; set UNETLIB_HOME to a writable folder.") from None
     return folder
 
 

@@ -55,7 +55,7 @@ def is_settled(mark: list[int] | None) -> bool:
 
 
 def file_hashes(paths: Iterable[str]) -> list[str]:
-    """SHA-256 of each file, 64 hex digits; a file that has not changed is not read again.
+    """SHA-256 of each file, 64 hex digits ("" for no path); what has not changed is not read again.
 
     Raises:
         DataError: a file is gone or may not be read.
@@ -63,6 +63,8 @@ def file_hashes(paths: Iterable[str]) -> list[str]:
 
     def look_up(path: str) -> str:
         mark = stamp(path)
+        if mark is None:
+            return ""
         if known.get(path, [None])[0] == mark:
             return known[path][1]
         to_keep = is_settled(mark)
@@ -85,11 +87,9 @@ def fingerprint(samples: pd.DataFrame) -> str:
     Raises:
         DataError: a file is gone or may not be read.
     """
-    masks = samples["mask"].fillna("")
-    hashes = iter(file_hashes([*samples["image"], *masks[masks != ""]]))
+    hashes = file_hashes([*samples["image"], *samples["mask"].fillna("")])
     digest = hashlib.sha256()
-    for name, path in zip([*samples["id"]] * 2, [*samples["image"], *masks], strict=True):
-        content = next(hashes) if path else ""
+    for name, content in zip([*samples["id"]] * 2, hashes, strict=True):
         digest.update(f"{name} {content}\n".encode(errors="surrogateescape"))
     return digest.hexdigest()[:12]
 

@@ -122,8 +122,6 @@ def settle_batch_size(recipe: Recipe, images: int, accelerator: Accelerator) -> 
     torch.cuda.empty_cache()
     batch_size = accelerator.num_processes * min(gather_object([fitting]))
     if not batch_size:
-        raise TrainingError(
-            f"Not one image of {recipe.size}x{recipe.size} pixels fits in the GPU's memory: lower "
-            "size or widths."
-        )
+        one = f"one image of {recipe.size}x{recipe.size} pixels"
+        raise TrainingError(f"Not even {one} fits in the GPU's memory: lower size or widths.")
     return batch_size, recipe.lr * math.sqrt(batch_size / BASE_BATCH)

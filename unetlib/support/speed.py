@@ -7,15 +7,11 @@ from contextlib import contextmanager
 
 import torch
 
-from unetlib.training import TrainingError
+from unetlib.training import KEPT, TrainingError
 
 # What Linux and macOS, Windows, MPS, and oneDNN (which names no cause) say.
-OUT_OF_MEMORY = (
-    "can't allocate memory",
-    "not enough memory",
-    "out of memory",
-    "could not create a primitive",
-)
+OUT_OF_MEMORY = ("can't allocate memory", "not enough memory", "out of memory")
+OUT_OF_MEMORY += ("could not create a primitive",)
 _keeping = False  # inside of a memory_kept block
 
 
@@ -33,10 +29,9 @@ def out_of_memory_named(images: int, side: int, device: torch.device) -> Iterato
         says_so = any(words in str(error) for words in OUT_OF_MEMORY)
         if not says_so and not isinstance(error, (MemoryError, torch.OutOfMemoryError)):
             raise
-        raise TrainingError(
-            f"{images} images of {side}x{side} pixels at once do not fit in the memory of the "
-            f"{device.type.upper()}: lower batch_size, size or widths; finished epochs are kept."
-        ) from None
+        what = f"{images} images of {side}x{side} pixels at once do not fit in the memory of the"
+        remedy = f"lower batch_size, size or widths; {KEPT}"
+        raise TrainingError(f"{what} {device.type.upper()}: {remedy}.") from None
 
 
 @contextmanager
