@@ -285,21 +285,6 @@ def test_the_order_is_a_function_of_seed_and_epoch(tables):
     assert order(make_loader(dataset, 4, True, seed=2, epoch=2)) != first
 
 
-@pytest.mark.parametrize("world_size", [2, 3, 5])
-def test_processes_share_every_batch_out(tables, world_size):
-    """16 images in batches of 5: the last batch of one leaves most processes without a share."""
-    dataset = CarvanaDataset(tables[0], 32)
-    whole = [batch for batch, _ in make_loader(dataset, 5, True, seed=3, epoch=1)]
-    loaders = [
-        make_loader(dataset, 5, True, seed=3, epoch=1, rank=rank, world_size=world_size)
-        for rank in range(world_size)
-    ]
-    for batch, *shares in zip(whole, *loaders, strict=True):
-        for rank, (share, _) in enumerate(shares):
-            own = batch[rank::world_size]
-            assert torch.equal(share, own if len(own) else batch[:1])
-
-
 def test_to_tensor_adds_the_channel_and_scales():
     tensor = to_tensor(np.array([[0, 51], [102, 255]], np.uint8))
     assert tensor.shape == (1, 2, 2)

@@ -40,6 +40,19 @@ def test_sharing_with_nobody_computes_what_one_process_does(tables):
         assert row | dict(seconds=0) == same | dict(seconds=0)
 
 
+@pytest.mark.parametrize("world_size", [2, 3, 5])
+def test_processes_share_every_batch_out(tables, world_size):
+    """16 images in batches of 5: the last batch of one leaves most processes without a share."""
+    dataset = CarvanaDataset(tables[0], 32)
+    learner = SharedLearner(RECIPE, 8, RECIPE.lr, start_accelerator())
+    whole = [batch for batch, _ in Learner(RECIPE, 8).batches(dataset, 5, epoch=1)]
+    for rank in range(world_size):
+        learner.rank, learner.world_size = rank, world_size
+        for batch, (share, _) in zip(whole, learner.batches(dataset, 5, epoch=1), strict=True):
+            own = batch[rank::world_size]
+            assert torch.equal(share, own if len(own) else batch[:1])
+
+
 # ------------------------------------------------------------------------------------- batch size
 
 

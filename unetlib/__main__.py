@@ -1,14 +1,8 @@
 """A terminal -> any of it: ``python -m unetlib COMMAND --help``.
 
-python -m unetlib train --epochs 10 --lr 1e-4
-python -m unetlib train --recipe fast
+python -m unetlib train --recipe fast --epochs 10
 torchrun --nproc-per-node 2 -m unetlib train --batch-size auto
-python -m unetlib export
 python -m unetlib predict photo.jpg folder/ --model models/unet_model_int8.onnx --output masks
-python -m unetlib compare --models models
-python -m unetlib download --subset 40
-python -m unetlib check data/carvana
-python -m unetlib subset --cars 40 --size 480x320 SOURCE TARGET
 """
 
 import argparse

@@ -146,28 +146,17 @@ def _epoch_seed(seed: int, epoch: int) -> int:
 
 
 def make_loader(
-    dataset: Dataset,
-    batch_size: int,
-    shuffle: bool = False,
-    seed: int = 0,
-    epoch: int = 0,
-    rank: int = 0,
-    world_size: int = 1,
+    dataset: Dataset, batch_size: int, shuffle: bool = False, seed: int = 0, epoch: int = 0
 ) -> DataLoader:
     """Batches of ``(images, masks)``, float32 ``(B, 1, H, W)`` each; the last may be smaller.
 
     The order depends on seed and epoch alone, so that any epoch can be repeated. No worker
     processes: the images are in memory already.
-
-    Args:
-        rank, world_size: this process's number and how many there are: each gets its share of
-            every batch. One without a share gets the batch's first image, to stay in step.
     """
     generator = torch.Generator().manual_seed(_epoch_seed(seed, epoch))
     order = torch.randperm(len(dataset), generator=generator) if shuffle else range(len(dataset))
     order = list(map(int, order))
     batches = [order[start : start + batch_size] for start in range(0, len(order), batch_size)]
-    shares = [batch[rank::world_size] or batch[:1] for batch in batches]
     return DataLoader(
-        dataset, batch_sampler=shares, pin_memory=torch.cuda.is_available(), generator=generator
+        dataset, batch_sampler=batches, pin_memory=torch.cuda.is_available(), generator=generator
     )

@@ -37,11 +37,7 @@ class Predictor:
         self.name = " ".join(dict.fromkeys([runtime or self.format, numbers]))  # int8 named once
 
     def predict_proba(
-        self,
-        image_or_images,
-        size: str | int | tuple[int, int] = "original",
-        *,
-        flip: bool = False,
+        self, image_or_images, size: str | int | tuple[int, int] = "original", *, flip: bool = False
     ) -> np.ndarray | list[np.ndarray]:
         """Probability of car for every pixel.
 

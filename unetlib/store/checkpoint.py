@@ -72,14 +72,10 @@ def write_run(run: Run, learner: Learner, first: bool, best: dict | None = None)
         TrainingError: the folder cannot be written; finished epochs are kept.
     """
     folder = run.folder
-    state = dict(
-        model=learner.model.state_dict(),
-        optimizer=learner.optimizer.state_dict(),
-        scheduler=learner.scheduler.state_dict() if learner.scheduler else None,
-        history=run.history.to_dict("records"),
-        batch_size=run.details["batch_size"],
-        lr=run.details["lr"],
-    )
+    state = {name: run.details[name] for name in ("batch_size", "lr")}
+    state |= dict(model=learner.model.state_dict(), optimizer=learner.optimizer.state_dict())
+    state |= dict(scheduler=learner.scheduler.state_dict() if learner.scheduler else None)
+    state |= dict(history=run.history.to_dict("records"))
     try:
         for leftover in folder.glob("*.part*"):  # of a killed process
             leftover.unlink()

@@ -15,11 +15,7 @@ from unetlib.training import ExplodedError, Learner, TrainingError
 
 
 def lr_find(
-    recipe: Recipe,
-    train: pd.DataFrame,
-    lowest: float = 1e-6,
-    highest: float = 1.0,
-    steps: int = 60,
+    recipe: Recipe, train: pd.DataFrame, lowest: float = 1e-6, highest: float = 1.0, steps: int = 60
 ) -> pd.DataFrame:
     """Learning-rate range test: raise the rate a little with every step and watch the loss.
 

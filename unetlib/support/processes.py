@@ -11,8 +11,9 @@ import torch
 from accelerate import Accelerator
 from accelerate.utils import InitProcessGroupKwargs, gather_object
 from torch import nn
+from torch.utils.data import DataLoader
 
-from unetlib.dataset import CarvanaDataset, make_loader
+from unetlib.dataset import CarvanaDataset
 from unetlib.device import pick_device
 from unetlib.losses import LOSSES
 from unetlib.metrics import evaluate
@@ -57,11 +58,13 @@ class SharedLearner(Learner):
         return wrapped
 
     def batches(self, dataset: CarvanaDataset, batch_size: int, epoch: int) -> Iterator:
-        seed, images = self.recipe.seed, len(dataset)
-        dataset.set_epoch(seed, epoch)
-        loader = make_loader(dataset, batch_size, True, seed, epoch, self.rank, self.world_size)
-        for start, batch in zip(range(0, images, batch_size), loader, strict=True):
-            self.batch = min(batch_size, images - start)  # images of all processes
+        whole = super().batches(dataset, batch_size, epoch).batch_sampler
+        # A process for which nothing is left gets the batch's first image, to stay in step.
+        shares = [rows[self.rank :: self.world_size] or rows[:1] for rows in whole]
+        settings = dict(pin_memory=self.device.type == "cuda", generator=torch.Generator())
+        loader = DataLoader(dataset, batch_sampler=shares, **settings)
+        for rows, batch in zip(whole, loader, strict=True):
+            self.batch = len(rows)  # images of all processes
             yield batch
 
     def step(self, images: torch.Tensor, masks: torch.Tensor, weight: float = 1.0) -> float:
