@@ -45,7 +45,7 @@ TORCH_PROBE := import urllib.request; \
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help setup notebooks test test-all test-lowest bench ablations lab refresh faults handout lint \
+.PHONY: help setup notebooks test test-all coverage test-lowest bench ablations lab refresh faults handout lint \
 	wheelhouse lock clean
 
 help: ## list these commands
@@ -68,9 +68,13 @@ test: $(STAMP) ## unit tests, then every notebook cell in the ci profile (minute
 	@rm -rf build/test
 	@$(TEST_ENV) $(PY) -m pytest tests notebooks $(PYTEST_NOTEBOOKS) -m "not slow" $(PYTEST)
 
-test-all: $(STAMP) ## the same, with the slow tests
+test-all: $(STAMP) ## the same, with the slow tests and branch coverage
 	@rm -rf build/test
-	@$(TEST_ENV) $(PY) -m pytest tests notebooks $(PYTEST_NOTEBOOKS) $(PYTEST)
+	@$(TEST_ENV) $(PY) -m pytest tests notebooks $(PYTEST_NOTEBOOKS) $(COVERAGE) $(PYTEST)
+
+coverage: $(STAMP) ## the tests of `make test`, with branch coverage (half as long again)
+	@rm -rf build/test
+	@$(TEST_ENV) $(PY) -m pytest tests notebooks $(PYTEST_NOTEBOOKS) $(COVERAGE) -m "not slow" $(PYTEST)
 
 # lowest-direct: the lower bounds of pyproject.toml, and of what these packages need, the newest.
 # Ready-made packages only: on a Python that is newer than a bound, the oldest one made for it.
@@ -86,7 +90,8 @@ test-lowest: $(VENV)/made ## the fast unit tests with the oldest packages allowe
 # Cells of one notebook stay together on one worker (loadscope). Not reordered: the test in JupyterLab
 # would come last, alone, while the other workers wait.
 PYTEST_NOTEBOOKS := --nbval-lax --nbval-current-env --nbval-cell-timeout=600 \
-	--cov=unetlib --cov-config=pyproject.toml --numprocesses=$(JOBS) --dist=loadscope --no-loadscope-reorder
+	--numprocesses=$(JOBS) --dist=loadscope --no-loadscope-reorder
+COVERAGE := --cov=unetlib --cov-config=pyproject.toml
 
 bench: $(STAMP) ## how fast training and inference are against the textbook way (minutes; not a test)
 	@$(PY) tests/bench_training.py

@@ -4,10 +4,13 @@ No test sees the user's data, profile or runs: UNETLIB_DATA points at the drawn 
 a fresh folder, UNETLIB_PROFILE is unset.
 """
 
+import os
 import subprocess
 
+import pandas as pd
 import pytest
 from drawn_cars import write_data_set
+from filelock import FileLock
 from hypothesis import settings
 
 # Each run tries the same examples, so that a failure is the change's own; no deadline, because a
@@ -111,15 +114,19 @@ def trained(tables, one_thread, tmp_path_factory):
 
 @pytest.fixture(scope="session")
 def exported(trained, tables, tmp_path_factory):
-    """(folder with the four model files, parity table)."""
+    """(folder with the five model files, parity table), for all workers the same. Read only."""
     from unetlib import export_all
 
-    folder = tmp_path_factory.mktemp("models")
-    train, val = tables
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("UNETLIB_HOME", str(tmp_path_factory.mktemp("exported")))
-        table = export_all(trained, folder, train=train, val=val)
-    return folder, table
+    workers = "PYTEST_XDIST_WORKER" in os.environ
+    shared = tmp_path_factory.getbasetemp().parent if workers else tmp_path_factory.mktemp("export")
+    folder, kept = shared / "models", shared / "parity.json"
+    with FileLock(shared / "models.lock"):
+        if not kept.exists():
+            with pytest.MonkeyPatch.context() as patch:
+                patch.setenv("UNETLIB_HOME", str(tmp_path_factory.mktemp("exported")))
+                table = export_all(trained, folder, train=tables[0], val=tables[1])
+            table.to_json(kept)
+    return folder, pd.read_json(kept, dtype=dict(note=str))
 
 
 @pytest.fixture(scope="session")

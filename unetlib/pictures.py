@@ -64,11 +64,13 @@ def load_image(source, size: int | tuple[int, int]) -> np.ndarray:
             opened.draft("L", least)
             return shrink(upright(opened), height, width)
     except (*UNREADABLE, AttributeError) as error:
-        name = str(source) if isinstance(source, (str, os.PathLike)) else type(source).__name__
+        is_path = isinstance(source, (str, os.PathLike))
+        name = str(source) if is_path else type(source).__name__
         if isinstance(error, DataError):
             raise DataError(error.problem._replace(file=name)) from None
         problem = f"cannot be read as an image ({reason(error)})"
-        raise DataError(Problem(name, problem, "open another file")) from error
+        remedy = "open another file" if is_path else "give a path, a file, a PIL image or an array"
+        raise DataError(Problem(name, problem, remedy)) from error
 
 
 def reason(error: Exception) -> str:

@@ -16,6 +16,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import torch
+import torch._dynamo  # optimizers import it late, and a stop in the middle of that breaks it
 from accelerate import Accelerator
 from accelerate.utils import broadcast_object_list
 

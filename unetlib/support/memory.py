@@ -95,8 +95,9 @@ def fingerprint(samples: pd.DataFrame) -> str:
 
 
 def clear_cache() -> None:
-    """Delete all decoded images, those of 0.1 too; what is needed again is decoded again."""
-    for path in folders.cache_dir().glob(f"{DECODED}*"):
+    """Delete decoded images and what is known of files; what is needed again is found again."""
+    cache = folders.cache_dir()
+    for path in (*cache.glob(f"{DECODED}*"), *cache.glob("samples-*.json"), cache / "hashes.json"):
         shutil.rmtree(path, ignore_errors=True)
         with suppress(OSError):
-            path.unlink()  # 0.1 kept one file per table
+            path.unlink()  # also what 0.1 kept, one file per table
