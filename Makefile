@@ -97,13 +97,13 @@ bench: $(STAMP) ## how fast training and inference are against the textbook way 
 	@$(PY) tests/bench_training.py
 	@$(PY) tests/bench_inference.py
 
-ablations: $(STAMP) ## train the compared recipes anew, three seeds each, into notebooks/ablations.csv
+ablations: $(STAMP) ## train the compared recipes again, three seeds each, into notebooks/ablations.csv
 	@$(PY) tools/ablations.py
 
 lab: $(STAMP) ## open the notebooks in JupyterLab
 	@$(PY) -m jupyter lab notebooks
 
-refresh: $(STAMP) ## run the committed notebooks anew, in place (laptop profile)
+refresh: $(STAMP) ## run the committed notebooks again, in place (laptop profile)
 	@env -u UNETLIB_DATA -u UNETLIB_PROFILE $(PY) tools/course.py refresh $(NOTEBOOKS)
 
 faults: $(STAMP) ## only the tests that try what can go wrong

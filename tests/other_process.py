@@ -1,4 +1,4 @@
-"""Real processes that need not import PyTorch anew: forked from a server that has."""
+"""Real processes that need not import PyTorch again: forked from a server that has."""
 
 import multiprocessing
 import os

@@ -240,7 +240,7 @@ def test_each_cell_runs_again_by_itself(sitting):
 
 
 @pytest.mark.slow
-@pytest.mark.fault("a cell is interrupted, and run again", "it goes on or begins anew: no error")
+@pytest.mark.fault("a cell is interrupted, and run again", "it goes on or begins again: no error")
 @pytest.mark.parametrize("name", NAMES)
 def test_a_cell_can_be_interrupted_and_run_again(name, checkout, tmp_path):
     interrupted = {}

@@ -84,7 +84,7 @@ def test_a_copy_of_the_files_is_known_by_its_content(tables, decodes, tmp_path):
     assert decodes(table)[1] == 0
 
 
-@pytest.mark.fault("a picture or mask exchanged after it was cached", "decoded anew")
+@pytest.mark.fault("a picture or mask exchanged after it was cached", "decoded again")
 @pytest.mark.parametrize(("part", "column"), [(0, "image"), (1, "mask")])
 def test_a_changed_file_is_decoded_anew(tables, decodes, tmp_path, part, column):
     table = tables[1].iloc[:2].copy()

@@ -110,7 +110,7 @@ def run_copy(trained, tmp_path_factory):
 
 @pytest.mark.fault(
     "weights of a run cut off, zeroed or changed anywhere",
-    "named; nothing of it is used; retrain=True trains anew",
+    "named; nothing of it is used; retrain=True trains again",
 )
 @pytest.mark.parametrize("name", ["last.pth", "best.pth"])
 @given(happened=accidents)
@@ -126,7 +126,7 @@ def test_damaged_weights_of_a_run_are_never_used(run_copy, name, happened):
 
 @pytest.mark.fault(
     "a text file of a run cut off, zeroed or changed anywhere",
-    "it opens, or is named; retrain=True trains anew",
+    "it opens, or is named; retrain=True trains again",
 )
 @pytest.mark.parametrize("name", ["history.csv", "recipe.json", "run.json"])
 @given(happened=accidents)
@@ -173,7 +173,7 @@ def test_training_does_not_go_on_from_changed_weights(trained, tables, tmp_path,
 # ------------------------------------------------------------------------------------ the cache
 
 
-@pytest.mark.fault("a decoded image in the cache cut off, zeroed or changed", "decoded anew")
+@pytest.mark.fault("a decoded image in the cache cut off, zeroed or changed", "decoded again")
 @given(happened=accidents)
 def test_a_damaged_cache_is_filled_anew(tables, tmp_path_factory, happened):
     with pytest.MonkeyPatch.context() as patch:

@@ -303,7 +303,7 @@ def is_complete(target) -> bool:
 
 
 REFUSAL = "said in one sentence, with the remedy; nothing is written"
-AGAIN = "said in one sentence; the same call begins anew"
+AGAIN = "said in one sentence; the same call begins again"
 
 
 @pytest.mark.parametrize(
@@ -369,7 +369,7 @@ def test_a_cut_download_is_continued(kaggle, tmp_path, cut, kept):
     assert f"GET train.zip {place}" in kaggle.asked
 
 
-@pytest.mark.fault("connection cut, then a server that sends all anew", "never a mixture of both")
+@pytest.mark.fault("connection cut, then a server that sends all again", "never a mixture of both")
 @pytest.mark.parametrize("md5", ["right", "none"])
 def test_a_server_that_cannot_continue(kaggle, tmp_path, md5):
     """kagglehub appends the whole file to the half one: named as damaged, or read all the same."""

@@ -582,7 +582,7 @@ def test_a_disk_without_room_is_named_and_the_run_goes_on_later(tables, uninterr
     assert_same_run(fit(RECIPE, *tables), uninterrupted)
 
 
-@pytest.mark.fault("no room while a finished run is trained anew", "the finished run stays")
+@pytest.mark.fault("no room while a finished run is trained again", "the finished run stays")
 def test_a_full_disk_does_not_cost_the_run_that_was_to_be_trained_anew(tables):
     run = fit(ONE_EPOCH, *tables)
     weights = run.model("last")
@@ -610,7 +610,7 @@ def two_epochs(tables, one_thread, tmp_path_factory):
 
 @pytest.mark.fault(
     "last.pth or best.pth cut off, missing or of another epoch",
-    "refused, with the remedy; retrain=True trains anew",
+    "refused, with the remedy; retrain=True trains again",
 )
 @pytest.mark.parametrize(
     ("name", "damage"),

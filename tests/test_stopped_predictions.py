@@ -331,7 +331,7 @@ def test_a_run_whose_job_was_taken_over_says_so(exported, predictor, many, tmp_p
     assert len(finished_in(tmp_path / "submission.csv")) == 32  # the other one's
 
 
-@pytest.mark.fault("the clock was put back since masks were written", "they are written anew")
+@pytest.mark.fault("the clock was put back since masks were written", "they are written again")
 def test_masks_from_the_future_are_not_taken_for_this_jobs(
     exported, predictor, many, tmp_path, read
 ):

@@ -1,4 +1,4 @@
-"""Which choice is worth what: `make ablations` trains each one anew, three seeds, 64x64 pixels.
+"""Which choice is worth what: `make ablations` trains each one again, three seeds, 64x64 pixels.
 
 Writes notebooks/ablations.csv, which notebook 04 shows. All runs are kept in runs/, so that it goes
 on where it was stopped. About 20 minutes on two cores without a GPU.

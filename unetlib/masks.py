@@ -35,7 +35,7 @@ def open_mask(path: str | Path) -> tuple[Image.Image, list[int]]:
             colours = len(opened.getcolors()) if opened.mode == "P" else 0
     except UNREADABLE as error:
         problem = f"unreadable mask ({reason(error)})"
-        raise DataError(Problem(str(path), problem, "copy the file anew")) from error
+        raise DataError(Problem(str(path), problem, "copy the file again")) from error
     values = [value for value, count in enumerate(grey.histogram()) if count]
     problem = ""
     if frames > 1:

@@ -109,7 +109,7 @@ def evaluate(
         threshold: of the probability above which a pixel counts as car.
         loss: also give each image's loss.
         rows: only these rows of the dataset.
-        batch_size: so many images at once; it changes speed and memory, not the scores.
+        batch_size: images at once; it changes speed and memory, not the scores.
 
     Returns:
         A row per image: id, car, angle, dice, iou (and loss). The set's Dice is the mean of column

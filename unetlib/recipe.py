@@ -8,7 +8,7 @@ import numpy as np
 
 MaskKind = Literal["hard", "soft"]
 Augmentation = Literal["none", "flip", "mild"]
-LARGEST_SEED = 10**14  # times 20,000 it still is a seed for PyTorch: each epoch has one of its own
+LARGEST_SEED = 10**14  # times 20,000, still a valid seed for PyTorch: each epoch has its own
 
 
 @dataclass(frozen=True)
@@ -29,7 +29,7 @@ class Recipe:
             (Smith: Super-Convergence, https://arxiv.org/abs/1708.07120).
         lr: learning rate; with ``one_cycle`` its peak.
         epochs: passes over the training images.
-        half_size_epochs: so many epochs at the start see images of half the size, a quarter of the
+        half_size_epochs: the first epochs, this many, see images of half the size, a quarter of the
             work (progressive resizing, https://arxiv.org/abs/1707.02921 and fast.ai).
         batch_size: images per step, over all processes together; ``auto``: 16, and on CUDA the
             largest power of two that fits and leaves 20 steps an epoch, with ``lr`` scaled by

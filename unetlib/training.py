@@ -100,12 +100,13 @@ class Learner:
         self.optimizer.zero_grad()
         (loss * weight).backward()
         self.optimizer.step()
-        if not loss.item() < EXPLODED:  # also true of nan
+        value = loss.item()
+        if not value < EXPLODED:  # also true of nan
             remedy = f"lower the learning rate (now {lr:.2g}) and check the images"
-            raise ExplodedError(f"The loss became {loss.item():.3g}: {remedy}; {KEPT}.")
+            raise ExplodedError(f"The loss became {value:.3g}: {remedy}; {KEPT}.")
         if self.scheduler is not None:
             self.scheduler.step()
-        return loss.item() * len(images)
+        return value * len(images)
 
     def validate(self, dataset: CarvanaDataset, batch_size: int = 16) -> dict[str, float]:
         """val_loss, val_dice and val_iou: means over the images, Dice and IoU of hard masks."""

@@ -44,7 +44,7 @@ def train(
     Args:
         recipe: Where the settings start from.
         output_dir: Where unet_model.pth is written; default: models.
-        retrain: Train anew even if this recipe was trained on this data before.
+        retrain: Train again even if this recipe was trained on this data before.
     """
     is_main = os.environ.get("RANK", "0") == "0"  # as torchrun and accelerate launch say it
     if not is_main:

@@ -108,7 +108,7 @@ def cold_start(predictor: Predictor) -> dict[str, float]:
 def in_a_fresh_process(
     code: str, *arguments: str, what: str | Path, input: str | None = None, **environment: str
 ) -> str:
-    """What a Python program prints that has nothing but its arguments and the files.
+    """What a separate Python program prints, which has only its arguments and the files.
 
     Args:
         what: the file or folder it works on, named where it fails.

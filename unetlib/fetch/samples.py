@@ -123,7 +123,7 @@ def inspect(pair: Pair, whole: bool = False) -> Finding:
     else:
         if grey and size and size != grey.size[::-1]:
             problem = "mask of {}x{} pixels for an image of {}x{}".format(*grey.size, *size[::-1])
-            problems.append(Problem(str(mask), problem, "draw it anew over the upright image"))
+            problems.append(Problem(str(mask), problem, "draw it again over the upright image"))
         elif len(values) == 1:
             doubt = f"kept, but all is {'white: only car' if values[0] else 'black: no car'}"
             doubts.append(Problem(str(mask), doubt, "compare it with the photo"))
@@ -144,7 +144,7 @@ def _ends_well(path: Path) -> bool:
 
 def unreadable(kind: str, path: str | Path, error: Exception) -> Problem:
     """The problem of an image or mask that Pillow or ``upright`` refuses with this error."""
-    why, remedy = "cut off or damaged", "copy the file anew"
+    why, remedy = "cut off or damaged", "copy the file again"
     if isinstance(error, DataError):
         _, why, remedy = error.problem
     elif isinstance(error, Image.DecompressionBombError):
@@ -154,7 +154,7 @@ def unreadable(kind: str, path: str | Path, error: Exception) -> Problem:
     elif not os.path.getsize(path):
         why = "an empty file"
     elif Path(path).read_bytes()[:64].lstrip().startswith(b"<"):
-        why, remedy = "a web page", "download the file anew, logged in where needed"
+        why, remedy = "a web page", "download the file again, logged in where needed"
     elif isinstance(error, UnidentifiedImageError):
         why, remedy = "no picture inside", "save it as JPEG or PNG"
     return Problem(str(path), f"unreadable {kind} ({why})", remedy)

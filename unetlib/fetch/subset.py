@@ -24,7 +24,7 @@ def write_subset(
     """Write a downsampled part of a data set in the same layout, into the folder it returns.
 
     Photos are reduced by area averaging; a mask pixel is car if at least half of its area was.
-    ``train_masks.csv`` is encoded anew from the reduced masks. A quarter as many test cars come
+    ``train_masks.csv`` is encoded again from the reduced masks. A quarter as many test cars come
     along if the source has ``test/``. The source is only read.
 
     Args:

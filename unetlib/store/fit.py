@@ -64,7 +64,7 @@ def fit(
         recipe: all settings.
         train, val: sample tables (rows of ``find_samples`` with masks).
         on_epoch: called with the run after every epoch, for example ``LiveFigure()``.
-        retrain: train anew even if the run is finished.
+        retrain: train again even if the run is finished.
 
     Raises:
         TrainingError: the loss is not a number or explodes, a batch does not fit in memory, or the
@@ -99,7 +99,7 @@ def _look_up(
         run = load_run(folder)
         if run.finished:
             done = f"already trained, best Dice {run.best_dice:.4f}"
-            print(f"run {folder.name}: {done} (retrain=True trains anew)")
+            print(f"run {folder.name}: {done} (retrain=True trains again)")
             return run, None
     if (folder / "last.pth").exists():
         state = load_state(folder)

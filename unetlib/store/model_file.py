@@ -97,7 +97,7 @@ def load_plain(path: str | Path) -> dict:
         raise ModelFileError(f"{path}: no such file; train a model first.") from None
     except Exception:  # zip archives and pickles can be broken in many ways
         problem = "refused, not a plain file of weights (damaged, or it holds code to run)"
-        raise ModelFileError(f"{path}: {problem}; train or export it anew.") from None
+        raise ModelFileError(f"{path}: {problem}; train or export it again.") from None
 
 
 def load_model(path: str | Path) -> tuple[UNet, dict]:
@@ -114,11 +114,11 @@ def load_model(path: str | Path) -> tuple[UNet, dict]:
     if not isinstance(content, dict) or content.get("format") != FILE_FORMAT:
         raise ModelFileError(f"{path}: not a unetlib model; write it with unetlib.save_model.")
     if content.get("version") != FILE_VERSION:
-        raise ModelFileError(f"{path}: not of file version {FILE_VERSION}; export it anew.")
+        raise ModelFileError(f"{path}: not of file version {FILE_VERSION}; export it again.")
     try:
         model = UNet(**content["architecture"])
         model.load_state_dict(content.pop("state_dict"))
     except (RuntimeError, TypeError, ValueError, KeyError):
         problem = "the weights do not fit the architecture named in the file"
-        raise ModelFileError(f"{path}: {problem}; export it anew.") from None
+        raise ModelFileError(f"{path}: {problem}; export it again.") from None
     return model.eval(), content

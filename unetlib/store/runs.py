@@ -31,7 +31,7 @@ from unetlib.support.files import locked
 if TYPE_CHECKING:
     from unetlib.model import UNet
 
-ANEW = "train anew with fit(..., retrain=True)."  # the remedy for damaged runs
+RETRAIN = "train again with fit(..., retrain=True)."  # the remedy for damaged runs
 FORMAT = 2  # of the folder and of what training means; runs of another are listed, never resumed
 HISTORY = ["epoch", "lr", "train_loss", "val_loss", "val_dice", "val_iou", "seconds"]
 
@@ -150,7 +150,7 @@ class Run:
         except (ModelFileError, RuntimeError, KeyError):
             path = self.folder / f"{which}.pth"
             raise ModelFileError(
-                f"{path}: missing, damaged or of another unetlib; {ANEW}"
+                f"{path}: missing, damaged or of another unetlib; {RETRAIN}"
             ) from None
 
 
@@ -189,7 +189,7 @@ def _open(folder: Path) -> Run:
         raise
     except (OSError, ValueError, TypeError, AttributeError) as error:
         reason = " ".join(str(error).split())
-        raise RunError(f"{folder}: not a readable run ({reason}); {ANEW}") from None
+        raise RunError(f"{folder}: not a readable run ({reason}); {RETRAIN}") from None
 
 
 def find_runs() -> list[Run]:

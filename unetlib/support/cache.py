@@ -18,7 +18,7 @@ VERSION = 4  # raise it when decoding changes, so that older files are not used
 def decode_once(samples: pd.DataFrame, size: int) -> np.ndarray:
     """``dataset.decode`` that reads a pair of files only the first time it meets their content.
 
-    Splits share what they have in common. A damaged file is written anew; where nothing can be
+    Splits share what they have in common. A damaged file is written again; where nothing can be
     written, one warning says so.
 
     Returns:

@@ -41,8 +41,8 @@ def whole_file(path: str | Path) -> Iterator[Path]:
 def locked(path: Path, on_wait: Callable[[], None] | None = None) -> Iterator[bool]:
     """Hold the lock ``path``; it ends with its process, however that is killed.
 
-    Gives whether it is held: always, if there is an ``on_wait``, which is called before waiting for
-    another program; without one, nobody waits.
+    Gives whether it is held. With an ``on_wait``, which is called before waiting for another
+    program, it always is; without one, a lock that is taken is not waited for.
     """
     # A singleton: should the stop button fall between taking and holding it, the next call in this
     # process gets the same object and releases it, instead of waiting for itself.

@@ -77,7 +77,7 @@ def file_hashes(paths: Iterable[str]) -> list[str]:
         with remembered("hashes") as known, ThreadPoolExecutor() as pool:
             return list(pool.map(look_up, map(str, paths)))
     except OSError as error:
-        remedy = "restore the file, or list the samples anew (find_samples)"
+        remedy = "restore the file, or list the samples again (find_samples)"
         raise DataError(Problem(str(error.filename), str(error.strerror), remedy)) from None
 
 
