@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 
 from unetlib.store.model_file import load_plain, save_atomically, save_model
-from unetlib.store.runs import ANEW, Run
+from unetlib.store.runs import RETRAIN, Run
 from unetlib.support.errors import RunError
 from unetlib.support.files import whole_file
 from unetlib.training import Learner, TrainingError
@@ -37,7 +37,7 @@ def load_state(folder: Path) -> dict:
             best = None
         return state | dict(best=best, folder=folder.name)
     except (ValueError, KeyError, TypeError):
-        raise RunError(f"{folder}: last.pth or best.pth is missing or damaged; {ANEW}") from None
+        raise RunError(f"{folder}: last.pth or best.pth is missing or damaged; {RETRAIN}") from None
 
 
 def restore(learner: Learner, state: dict, folder: Path) -> None:
@@ -57,7 +57,9 @@ def restore(learner: Learner, state: dict, folder: Path) -> None:
         if learner.scheduler is not None:
             learner.scheduler.load_state_dict(state["scheduler"])
     except (RuntimeError, ValueError, KeyError):
-        raise RunError(f"{folder}: its last.pth is of another unetlib or PyTorch; {ANEW}") from None
+        raise RunError(
+            f"{folder}: its last.pth is of another unetlib or PyTorch; {RETRAIN}"
+        ) from None
 
 
 def write_run(run: Run, learner: Learner, first: bool, best: dict | None = None) -> None:
