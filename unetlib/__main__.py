@@ -1,4 +1,4 @@
-"""A terminal -> any of it: ``python -m unetlib COMMAND --help``.
+"""The command line: ``python -m unetlib COMMAND``; ``--help`` after it lists the options.
 
 python -m unetlib train --recipe fast --epochs 10
 torchrun --nproc-per-node 2 -m unetlib train --batch-size auto
@@ -24,7 +24,7 @@ def main(arguments: list[str] | None = None) -> int:
 
     Returns:
         The exit status: 0; 1 when it failed, and stderr says why, or when ``check`` has found
-        problems; 130 when a training was stopped.
+        problems; 130 when it was stopped.
     """
     warnings.showwarning = lambda message, *_: print(f"warning: {message}", file=sys.stderr)
     arguments = sys.argv[1:] if arguments is None else arguments

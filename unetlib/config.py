@@ -81,7 +81,7 @@ class Profile:
         return f"profile: {self.name} ({self.description})"
 
     def scale(self, recipe):
-        """The recipe reduced to what this profile can bear (only ``ci`` reduces anything)."""
+        """The recipe as this profile runs it: ``ci`` shrinks it and raises a constant rate."""
         ratio = min(1, self.max_width / recipe.widths[0])
         epochs = min(recipe.epochs, self.max_epochs)
         half = -(-recipe.half_size_epochs * epochs // recipe.epochs)  # rounded up
@@ -98,7 +98,7 @@ class Profile:
     def thin(self, samples):
         """The rows of a sample table (``carvana.find_samples``) whose angle this profile uses.
 
-        Angles beyond 16 count on from 1; where none of the angles would be left, all stay.
+        Angle 17 counts as 1, 18 as 2 and so on; where none of the angles would be left, all stay.
         """
         used = ((samples["angle"] - 1) % 16 + 1).isin(self.train_angles)
         return samples[used | (not used.any())].reset_index(drop=True)

@@ -70,7 +70,7 @@ def augment_batch(
 
 
 class CarvanaDataset(Dataset):
-    """Images and masks as tensors, decoded once.
+    """Images and masks as tensors, decoded once, when it is built, and kept in memory.
 
     ``dataset[i]`` is ``(image, mask)``: float32 ``(1, H, W)`` each, the image in [0, 1], the mask
     0 or 1 (``hard``: area coverage at least one half) or the coverage itself (``soft``). A

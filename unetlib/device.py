@@ -13,7 +13,7 @@ def pick_device() -> torch.device:
 
 
 def pick_precision(device: torch.device) -> str:
-    """``bf16`` where the hardware computes it natively, else ``fp32``.
+    """``bf16`` (16 bits, float32's range) where the hardware computes it natively, else ``fp32``.
 
     Natively: AVX512-BF16 or AMX on a CPU, Ampere or later on CUDA. Elsewhere bf16 is emulated, and
     many times slower than fp32.

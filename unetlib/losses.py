@@ -16,8 +16,8 @@ def soft_dice_loss(logits: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
     """1 - Dice of probabilities, per image, then averaged; 0 is perfect.
 
     Dice without a threshold, so that it has a gradient: Milletari et al., V-Net, 2016,
-    https://arxiv.org/abs/1606.04797 (here with plain sums in the denominator). The 1 added above
-    and below makes an empty prediction of an empty mask perfect. In float32 also under autocast.
+    https://arxiv.org/abs/1606.04797 (which squares the terms of the denominator). The 1 added above
+    and below makes an empty prediction of an empty mask perfect. Always in float32.
     """
     probability = torch.sigmoid(logits.float())
     intersection = (probability * mask).sum(dim=(1, 2, 3))

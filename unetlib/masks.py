@@ -16,7 +16,7 @@ def load_mask(path: str | Path) -> np.ndarray:
     the brighter is the car, so that greys 0 and 1, which look black, are understood as well.
 
     Raises:
-        DataError: unreadable, animated, or not of two colours.
+        DataError: unreadable, animated, of over two greys, or all of one middle grey.
     """
     grey, values = open_mask(path)
     return np.asarray(grey) == (values[-1] or 255)
@@ -65,7 +65,7 @@ def load_coverage(path: str | Path, size: int | tuple[int, int]) -> np.ndarray:
 
 
 def to_binary(mask: np.ndarray) -> np.ndarray:
-    """A mask as booleans; of integers (0 and 1, 0 and 255) any but 0 is car.
+    """A mask as booleans; of integers 0 is background, any other is car.
 
     Raises:
         DataError: fractions, as probabilities have, or nan.
@@ -100,8 +100,8 @@ def rle_decode(rle: str, height: int, width: int) -> np.ndarray:
     """Read Carvana's run-length code into a boolean mask ``(height, width)``.
 
     Raises:
-        DataError: no text, odd count, non-integers, lengths below 1, overlaps, or runs beyond the
-            image.
+        DataError: not a string, odd count, non-integers, lengths below 1, overlaps, or runs beyond
+            the image.
     """
     if not isinstance(rle, str):
         raise DataError(f"run-length code {rle!r} is not text: read it with unetlib.read_rles.")

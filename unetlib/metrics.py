@@ -106,7 +106,7 @@ def evaluate(
     """Score a model image by image against hard masks, at the dataset's size.
 
     Args:
-        threshold: of the probability above which a pixel counts as car.
+        threshold: the probability above which a pixel counts as car.
         loss: also give each image's loss.
         rows: only these rows of the dataset.
         batch_size: images at once; it changes speed and memory, not the scores.

@@ -124,7 +124,7 @@ def _eight_bits(image: Image.Image) -> np.ndarray:
 
 
 def image_size(image) -> tuple[int, int]:
-    """``(height, width)`` of a path's, PIL or array image as it is seen, EXIF rotation applied."""
+    """``(height, width)`` of an image (path, PIL or array) as it is seen, EXIF rotation applied."""
     if isinstance(image, np.ndarray):
         return image.shape[:2]
     if not isinstance(image, Image.Image):

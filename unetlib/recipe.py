@@ -20,7 +20,7 @@ class Recipe:
         batch_norm: batch normalisation after each 3x3 convolution.
         skips: skip connections from encoder to decoder.
         up_kernel: kernel of the transposed convolutions, 3 or 2.
-        size: image side in pixels; at least two are left on the lowest level.
+        size: image side in pixels; the lowest level must be 2x2 pixels or more.
         mask: train against ``hard`` (0/1) or ``soft`` (area coverage) masks.
         augment: ``none``, ``flip`` or ``mild`` (see ``dataset.augment_batch``).
         loss: ``bce``, ``dice`` or ``bce_dice`` (see ``losses``).
@@ -29,11 +29,11 @@ class Recipe:
             (Smith: Super-Convergence, https://arxiv.org/abs/1708.07120).
         lr: learning rate; with ``one_cycle`` its peak.
         epochs: passes over the training images.
-        half_size_epochs: the first epochs, this many, see images of half the size, a quarter of the
-            work (progressive resizing, https://arxiv.org/abs/1707.02921 and fast.ai).
+        half_size_epochs: how many epochs, the first ones, see images of half the size, a quarter of
+            the work (progressive resizing, https://arxiv.org/abs/1707.02921 and fast.ai).
         batch_size: images per step, over all processes together; ``auto``: 16, and on CUDA the
-            largest power of two that fits and leaves 20 steps an epoch, with ``lr`` scaled by
-            the square root of batch_size / 16 (https://arxiv.org/abs/2205.10287).
+            largest power of two per process that fits and leaves 20 steps an epoch, with ``lr``
+            scaled by the square root of batch_size / 16 (https://arxiv.org/abs/2205.10287).
         precision: ``fp32``, ``bf16`` (autocast), or ``auto``: bf16 where the hardware has it.
         compile: ``torch.compile`` the model: pays on long GPU runs, needs a C++ compiler.
         seed: of initial weights, image order and augmentation; 0 to 10**14.

@@ -42,7 +42,7 @@ class Learner:
 
     Attributes:
         model: the U-Net, untrained at first.
-        forward: computes logits with the same weights: the model itself, or a wrapper of it.
+        forward: computes logits with the same weights: the model itself, or what ``wrap`` returns.
         optimizer, scheduler, device, precision: as the recipe says; the scheduler may be None.
         rank: the number of this process among those that train together.
     """
@@ -87,7 +87,7 @@ class Learner:
         """Learn from one batch, float32 ``(B, 1, H, W)`` each; returns the sum of its losses.
 
         Args:
-            weight: multiplies the gradient.
+            weight: multiplies the gradient; 1 unless processes share the batch.
 
         Raises:
             TrainingError: the loss is not a number, or far too large.
@@ -132,7 +132,7 @@ def train(
         train_sets: by image size; the recipe says which size an epoch sees.
         val_set: cars that are not in them.
         batch_size: images per step.
-        first_epoch: counted from 1; above 1 for a learner that was taken up again.
+        first_epoch: counted from 1; above 1 for a learner that goes on after a stop.
 
     Yields:
         epoch, lr (at its start), train_loss (mean over images), val_loss, val_dice, val_iou (see

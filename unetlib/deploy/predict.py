@@ -24,7 +24,7 @@ class Predictor:
         name: for tables, for example ``pytorch fp32`` or ``openvino int8``.
         format: ``pytorch``, ``torchscript``, ``exported``, ``onnx`` or ``int8``.
         size: image side in pixels that the model was trained at.
-        threshold: of the probability above which a pixel counts as car.
+        threshold: the probability above which a pixel counts as car.
         path, precision, runtime, trust: what it was opened with.
         logits: the bare model: float32 arrays ``(N, 1, H, W)`` in [0, 1] -> logits.
     """

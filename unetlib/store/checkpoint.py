@@ -57,9 +57,7 @@ def restore(learner: Learner, state: dict, folder: Path) -> None:
         if learner.scheduler is not None:
             learner.scheduler.load_state_dict(state["scheduler"])
     except (RuntimeError, ValueError, KeyError):
-        raise RunError(
-            f"{folder}: its last.pth is of another unetlib or PyTorch; {RETRAIN}"
-        ) from None
+        raise RunError(f"{folder}: last.pth is of another unetlib or PyTorch; {RETRAIN}") from None
 
 
 def write_run(run: Run, learner: Learner, first: bool, best: dict | None = None) -> None:

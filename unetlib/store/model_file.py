@@ -25,7 +25,7 @@ def save_model(path: str | Path, model: UNet, size: int, threshold: float = 0.5,
 
     Args:
         size: the image side in pixels that the model was trained at.
-        threshold: of the probability above which a pixel counts as car.
+        threshold: the probability above which a pixel counts as car.
         info: further values that JSON can hold (recipe, scores), NumPy's numbers included.
 
     Raises:

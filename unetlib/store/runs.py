@@ -148,10 +148,8 @@ class Run:
             model.load_state_dict(load_plain(self.folder / "last.pth")["model"])
             return model.eval()
         except (ModelFileError, RuntimeError, KeyError):
-            path = self.folder / f"{which}.pth"
-            raise ModelFileError(
-                f"{path}: missing, damaged or of another unetlib; {RETRAIN}"
-            ) from None
+            path, why = self.folder / f"{which}.pth", "missing, damaged or of another unetlib"
+            raise ModelFileError(f"{path}: {why}; {RETRAIN}") from None
 
 
 def load_run(folder: str | Path) -> Run:
