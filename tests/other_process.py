@@ -49,6 +49,7 @@ def _call(sender, environment, work, arguments) -> None:
     """As in a terminal: one thread computes, and SIGINT raises KeyboardInterrupt."""
     import torch
 
+    os.environ.clear()  # the server's may hold a profile that the test has unset
     os.environ.update(environment)
     # A test run in the background ignores SIGINT, and its children would inherit that.
     signal.signal(signal.SIGINT, signal.default_int_handler)
