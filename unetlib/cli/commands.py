@@ -46,7 +46,8 @@ def train(
         output_dir: Where unet_model.pth is written; default: models.
         retrain: Train again even if this recipe was trained on this data before.
     """
-    is_main = os.environ.get("RANK", "0") == "0"  # as torchrun and accelerate launch say it
+    alone = os.environ.get("WORLD_SIZE", "1") == "1"  # torchrun and accelerate launch set both
+    is_main = alone or os.environ.get("RANK", "0") == "0"
     if not is_main:
         warnings.simplefilter("ignore")
     output_dir = output_dir or folders.models_dir()
@@ -61,6 +62,7 @@ def train(
     if run.history.empty:
         raise unetlib.TrainingError("Stopped before an epoch was finished: nothing to write yet.")
     checkpoint = output_dir / manifest.FILES["pytorch"]
+    run.model()  # refuses a damaged file before it replaces a sound one
     with whole_file(checkpoint) as part:
         shutil.copyfile(run.checkpoint, part)
     manifest.write_manifest(output_dir, [checkpoint])

@@ -81,15 +81,15 @@ def write_run(run: Run, learner: Learner, first: bool, best: dict | None = None)
             leftover.unlink()
         save_atomically(state, folder / "next.pth")
         if first:
-            for name in ("history.csv", "last.pth"):
+            for name in ("history.csv", "last.pth", "best.pth"):
                 (folder / name).unlink(missing_ok=True)
         for name, content in (("recipe", asdict(run.recipe)), ("run", run.details)):
             with whole_file(folder / f"{name}.json") as part:
                 part.write_text(json.dumps(content, indent=1), encoding="utf-8")
-        os.replace(folder / "next.pth", folder / "last.pth")
         if best is not None:
             save_atomically(best, run.checkpoint)
-        elif run.best_epoch == len(run.history):
+        os.replace(folder / "next.pth", folder / "last.pth")
+        if best is None and run.best_epoch == len(run.history):
             info = dict(recipe=asdict(run.recipe), epoch=run.best_epoch, val_dice=run.best_dice)
             save_model(run.checkpoint, learner.model, run.recipe.size, **info)
         with whole_file(folder / "history.csv") as part:

@@ -46,7 +46,7 @@ def stamp(path: str | Path | None) -> list[int] | None:
     if not path:
         return None
     status = os.stat(path)
-    return [status.st_mtime_ns, status.st_ctime_ns, status.st_size]
+    return [status.st_mtime_ns, status.st_ctime_ns, status.st_size, status.st_ino]
 
 
 def is_settled(mark: list[int] | None) -> bool:
