@@ -403,3 +403,42 @@ def test_check_counts_problems_or_lists_them_as_json(own_data_set, monkeypatch, 
     assert run("check", "--json") == 1
     (problem,) = last_line(capsys.readouterr().out)["problems"]
     assert problem["file"] == os.path.join("train", "zeta.jpg")
+
+
+@pytest.mark.fault("a run's best.pth is damaged, and its training is typed again", "refused")
+def test_a_damaged_run_never_replaces_a_sound_model(data_set, tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv("UNETLIB_PROFILE", "ci")
+    typed = ["train", "--json", "--size", 32, "--epochs", 1, "--widths", 2, 4, "--data", data_set]
+    assert run(*typed) == 0
+    result = last_line(capsys.readouterr().out)
+    model = tmp_path / "home" / "models" / FILES["pytorch"]
+    before, best = model.read_bytes(), os.path.join(result["run"], "best.pth")
+    os.truncate(best, os.path.getsize(best) // 2)
+    assert run(*typed) == 1
+    assert best in one_error(capsys.readouterr().err)
+    assert model.read_bytes() == before
+
+
+@pytest.mark.fault("a RANK is set and no other process is there", "trains and writes as without")
+def test_a_stray_rank_changes_nothing(data_set, tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv("UNETLIB_PROFILE", "ci")
+    monkeypatch.setenv("RANK", "1")
+    assert run("train", "--size", 32, "--epochs", 1, "--widths", 2, 4, "--data", data_set) == 0
+    assert (tmp_path / "home" / "models" / FILES["pytorch"]).is_file()
+
+
+@pytest.mark.parametrize("output", ["{data}", "{data}/train", "{tmp}/README.md", "{tmp}/o.png"])
+def test_an_output_that_cannot_be_used_is_said_before_pytorch_is_imported(
+    exported, data_set, tmp_path, output
+):
+    (tmp_path / "README.md").write_text("mine")
+    place = output.format(data=data_set, tmp=tmp_path)
+    model, photos = exported[0] / FILES["pytorch"], data_set / "train"
+    code = (
+        "import sys; from unetlib.__main__ import main; status = main(sys.argv[1:]); "
+        "assert 'torch' not in sys.modules; sys.exit(status)"
+    )
+    if output == "{data}":
+        place = tmp_path / "train_masks"
+    ended = in_a_terminal("-c", code, "predict", photos, "--model", model, "--output", place)
+    assert ended.returncode == 1 and os.path.basename(str(place)) in ended.stderr

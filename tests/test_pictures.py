@@ -278,3 +278,27 @@ def test_coverage_is_the_share_of_each_pixel_that_the_car_covers(tmp_path):
     Image.fromarray(mask * 255).save(tmp_path / "mask.png")
     coverage = load_coverage(tmp_path / "mask.png", (2, 4))
     np.testing.assert_allclose(coverage, [[255, 0, 0, 0], [0, 0, 255, 64]], atol=1)
+
+
+@pytest.mark.parametrize("dtype", [bool, np.uint16])
+def test_coloured_arrays_of_other_types_are_read(dtype):
+    white = np.full((8, 8, 3), np.iinfo(dtype).max if dtype is np.uint16 else True, dtype)
+    assert (load_image(white, 4) == 255).all()
+
+
+@pytest.mark.fault("an array whose white cannot be told", "refused, with its shape and type")
+@pytest.mark.parametrize(
+    "array",
+    [
+        np.full((8, 8), -1, np.int8),
+        np.full((8, 8), 200, np.int32),
+        np.zeros((8, 8, 2), np.uint8),
+        np.zeros((3, 8, 8), np.uint8),
+        np.full((8, 8), np.nan),
+        np.full((8, 8), 200.0),
+    ],
+    ids=lambda array: f"{array.shape} {array.dtype}",
+)
+def test_an_array_whose_white_cannot_be_told_is_refused(array):
+    with pytest.raises(DataError, match=f"{array.dtype}"):
+        load_image(array, 4)

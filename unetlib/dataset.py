@@ -103,9 +103,9 @@ class CarvanaDataset(Dataset):
         side = operator.index(size) if hasattr(size, "__index__") else 0
         if side < 4 or side % 4:
             raise ValueError(f"size={size} must be an integer multiple of 4, for example 128.")
-        for value, known in ((mask, get_args(MaskKind)), (augment, get_args(Augmentation))):
-            if value not in known:
-                raise ValueError(f"{value!r} is unknown: use one of {', '.join(known)}.")
+        for name, value, kinds in (("mask", mask, MaskKind), ("augment", augment, Augmentation)):
+            if value not in (known := get_args(kinds)):
+                raise ValueError(f"{name}={value!r} is unknown: use one of {', '.join(known)}.")
         if not len(samples):
             raise DataError("The sample table has no rows: nothing to learn from or to check.")
         without = samples["mask"].isna() | (samples["mask"] == "")  # read_csv makes NaN of ""

@@ -88,12 +88,16 @@ def shrink(image: Image.Image, height: int, width: int) -> np.ndarray:
 
 
 def _from_array(array: np.ndarray) -> Image.Image:
-    if array.ndim < 2 or not array.size:
-        raise ValueError(f"an array of shape {array.shape}")
-    if array.ndim == 3 and array.shape[2] == 1:
+    shape, kind = array.shape, array.dtype
+    if array.ndim == 3 and shape[2] == 1:
         array = array[:, :, 0]
-    if array.dtype.kind == "f" and 0 <= array.min() <= array.max() <= 1:
-        array = (array * 255 + 0.5).astype(np.uint8)
+    if kind == np.uint16:
+        array = (array >> 8).astype(np.uint8)
+    elif kind.kind in "bf" and array.size and 0 <= array.min() <= array.max() <= 1:
+        array = (array * 255.0 + 0.5).astype(np.uint8)
+    coloured = array.ndim == 3 and array.shape[2] in (3, 4)
+    if not array.size or array.dtype != np.uint8 or not (array.ndim == 2 or coloured):
+        raise TypeError(f"shape {shape}, type {kind}: not (H, W) or (H, W, 3) in uint8 or [0, 1]")
     return Image.fromarray(array)
 
 

@@ -17,6 +17,7 @@ from tyro.conf import OmitArgPrefixes, Positional, arg
 import unetlib  # its names are imported when they are first used
 from unetlib import config
 from unetlib.deploy import manifest
+from unetlib.deploy.images import code_files, mask_files
 from unetlib.recipe import Recipe
 from unetlib.support import folders
 from unetlib.support.files import whole_file
@@ -122,7 +123,8 @@ def predict(
         trust: Open a file that manifest.json beside it does not vouch for.
     """
     manifest.check_file(model, trust)
-    images = unetlib.image_files(images)
+    images, to_csv = unetlib.image_files(images), output.suffix.lower() == ".csv"
+    (code_files if to_csv else mask_files)(images, output)
 
     from unetlib.support.processes import start_accelerator
 
@@ -132,14 +134,13 @@ def predict(
     predictor = unetlib.load_predictor(
         model, processes.device, threads, trust=trust, runtime=runtime
     )
-    to_csv = output.suffix.lower() == ".csv"
     write = unetlib.write_submission if to_csv else unetlib.write_masks
     left_out = write(predictor, images, output, flip=flip, accelerator=processes)
     if not processes.is_main_process:
         return None
     unreadable = [file for file, _ in left_out]
-    facts = dict(output=str(output), model=predictor.name)
-    return dict(images=len(images), unreadable=unreadable, **facts)
+    result = dict(images=len(images), unreadable=unreadable)
+    return result | dict(output=str(output), model=predictor.name)
 
 
 def compare(

@@ -118,13 +118,9 @@ def in_a_fresh_process(
     Raises:
         ModelFileError: it failed.
     """
-    finished = subprocess.run(
-        [sys.executable, "-c", code, *arguments],
-        input=input,
-        capture_output=True,
-        text=True,
-        env=os.environ | dict(PYTHONPATH=os.pathsep.join(filter(None, sys.path))) | environment,
-    )
+    environment = dict(PYTHONPATH=os.pathsep.join(filter(None, sys.path))) | environment
+    settings = dict(input=input, capture_output=True, text=True, env=os.environ | environment)
+    finished = subprocess.run([sys.executable, "-c", code, *arguments], **settings)
     if finished.returncode:
         reason = finished.stderr.strip().rpartition("\n")[2] or f"exit {finished.returncode}"
         raise ModelFileError(f"{what}: a fresh process cannot use it: {reason}")

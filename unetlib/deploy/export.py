@@ -51,10 +51,8 @@ def export_all(
 ) -> pd.DataFrame:
     """Write a run's best model in every format and prove, in a fresh process, that they agree.
 
-    A float format whose probabilities differ by more than 1e-4 is an error of the exporter. How
-    many pixels change sides says nothing about the exporter: where a network has learned little,
-    its probabilities lie near the threshold. So an int8 file that loses more than 0.01 Dice is
-    kept, but marked in the table and in manifest.json, and a warning says what to do.
+    Where a network has learned little, its probabilities lie near the threshold: an int8 file that
+    loses more than 0.01 Dice is kept, but marked in the table and in manifest.json.
 
     Args:
         run: a trained run (``store.runs.Run``), or the path of a model file.
@@ -72,7 +70,6 @@ def export_all(
     """
     output_dir = Path(output_dir) if output_dir is not None else models_dir()
     check_manifest(output_dir)
-    output_dir.mkdir(parents=True, exist_ok=True)
 
     waiting = f"{output_dir}: another program exports there; waiting for it"
     with ExitStack() as stack:
@@ -183,17 +180,10 @@ def export_onnx(model: UNet, path: str | Path, size: int, threshold: float = 0.5
     ``logits`` of the same shape, any batch size, H and W in multiples of the stride, opset 20.
     """
     with whole_file(path) as part, evaluating(model):
-        torch.onnx.export(
-            model,
-            (torch.zeros(2, 1, size, size),),
-            part,
-            input_names=["input"],
-            output_names=["logits"],
-            dynamic_shapes=_any_size(model),
-            opset_version=OPSET,
-            external_data=False,
-            verbose=False,
-        )
+        settings = dict(opset_version=OPSET, external_data=False, verbose=False)
+        settings |= dict(input_names=["input"], output_names=["logits"])
+        example = (torch.zeros(2, 1, size, size),)
+        torch.onnx.export(model, example, part, dynamic_shapes=_any_size(model), **settings)
         describe_onnx(part, describe(size, threshold))
 
 
@@ -215,14 +205,8 @@ def quantize_int8(onnx_path: str | Path, path: str | Path, calibration: np.ndarr
     with tempfile.TemporaryDirectory() as folder, whole_file(path) as part:
         prepared = Path(folder) / "prepared.onnx"
         quant_pre_process(onnx_path, prepared, skip_symbolic_shape=True)
-        quantize_static(
-            prepared,
-            part,
-            SimpleNamespace(get_next=partial(next, batches, None)),  # one by one
-            quant_format=QuantFormat.QDQ,
-            activation_type=QuantType.QUInt8,
-            weight_type=QuantType.QInt8,
-            per_channel=True,
-            reduce_range=True,
-        )
+        settings = dict(quant_format=QuantFormat.QDQ, per_channel=True, reduce_range=True)
+        settings |= dict(activation_type=QuantType.QUInt8, weight_type=QuantType.QInt8)
+        one_by_one = SimpleNamespace(get_next=partial(next, batches, None))
+        quantize_static(prepared, part, one_by_one, **settings)
         describe_onnx(part, description)

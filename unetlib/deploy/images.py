@@ -1,18 +1,27 @@
-"""Paths of files and folders -> paths of images."""
+"""Paths -> images to predict, and the files that their masks may be written to."""
 
+import os
+from collections import Counter
 from collections.abc import Iterable
 from pathlib import Path
 
 from unetlib.carvana import IMAGE_SUFFIXES
 from unetlib.pictures import DataError
 
+# What a data set calls its own masks; the csv files look like a submission.
+TRUTH = ("train_masks", "train_masks.csv", "metadata.csv", "sample_submission.csv")
+HEADER, UNREADABLE_HEADER = "img,rle_mask\n", "file,problem\n"
+MASK_SIGN = "tEXtSoftware\0unetlib"  # near the start of a file that save_mask wrote
 
-def paths_of(paths: str | Path | Iterable[str | Path]) -> list[Path]:
+Paths = str | Path | Iterable[str | Path]
+
+
+def paths_of(paths: Paths) -> list[Path]:
     """One path or several, as a list."""
     return [Path(path) for path in ([paths] if isinstance(paths, (str, Path)) else paths)]
 
 
-def image_files(paths: str | Path | Iterable[str | Path]) -> list[Path]:
+def image_files(paths: Paths) -> list[Path]:
     """All image files among paths and directly inside folders, sorted within each folder.
 
     Raises:
@@ -32,3 +41,43 @@ def image_files(paths: str | Path | Iterable[str | Path]) -> list[Path]:
     if not found:
         raise DataError("No image found: give files or folders with .jpg, .jpeg or .png files.")
     return found
+
+
+def mask_files(images: Paths, folder: str | Path) -> dict[Path, Path]:
+    """The PNG file of each image's mask; DataError as for ``submission.write_submission``."""
+    folder, images = Path(folder), paths_of(images)
+    if folder.is_file() or (folder.suffix.lower() in IMAGE_SUFFIXES and not folder.is_dir()):
+        raise DataError(f"{folder}: give --output a folder, or a file whose name ends in .csv.")
+    here = [image for image in images if image.resolve().parent == folder.resolve()]
+    if here:
+        raise DataError(f"{here[0]}: masks need a folder of their own; choose another --output.")
+    results = [folder / f"{image.stem}_mask.png" for image in images]
+    signs = {folder / "unreadable.csv": UNREADABLE_HEADER} | dict.fromkeys(results, MASK_SIGN)
+    _check_output(folder, results, signs)
+    return dict(zip(images, results, strict=True))
+
+
+def code_files(images: Paths, path: str | Path) -> dict[Path, Path]:
+    """The file that keeps each image's run-length code until the csv file is written."""
+    path, images = Path(path), paths_of(images)
+    results = [path.with_name(f".{path.name}.parts") / "codes" / image.name for image in images]
+    unreadable = path.with_name(f"{path.stem}.unreadable.csv")
+    _check_output(path, results, {path: HEADER, unreadable: UNREADABLE_HEADER})
+    return dict(zip(images, results, strict=True))
+
+
+def _check_output(output: Path, results: list[Path], signs: dict[Path, str]) -> None:
+    """Refuse two results of one name, and to replace what is a data set's or not like ours."""
+    names = Counter(result.name for result in results)
+    twice = [name for name, count in names.items() if count > 1]
+    if twice:
+        raise DataError(f"{twice[0]}: two images of this name; predict their folders in turn.")
+    if output.resolve().name.lower() in TRUTH:
+        raise DataError(f"{output}: named as a data set's own masks; choose another --output.")
+    for path, sign in signs.items():
+        start = b""
+        if os.path.isfile(path):
+            with open(path, "rb") as file:
+                start = file.read(128).strip(b"\0")  # a power failure leaves nothing, or zeros
+        if os.path.isdir(path) or (start and sign.encode() not in start):
+            raise DataError(f"{path}: not written by unetlib, so kept; choose another --output.")

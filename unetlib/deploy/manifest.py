@@ -34,8 +34,13 @@ def check_manifest(folder: Path) -> None:
     """Refuse a folder whose ``manifest.json`` is another program's: ours would replace it.
 
     Raises:
-        ModelFileError: there is one, and it names other things than exported files.
+        ModelFileError: there is one, and it names other things than exported files; or the folder
+            cannot be used.
     """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ModelFileError(f"{folder}: {error.strerror}; choose another folder.") from None
     try:
         content = json.loads((folder / MANIFEST).read_bytes())
     except (FileNotFoundError, ValueError):  # none, or ours and damaged: it will be replaced
@@ -127,7 +132,9 @@ def check_file(path: str | Path, trust: bool = False) -> str:
     """
     path = Path(path)
     if not path.is_file():
-        raise ModelFileError(f"{path}: no such file; export one first: python -m unetlib export.")
+        raise ModelFileError(
+            f"{path}: no such file; check it, or train, then python -m unetlib export."
+        )
     suffix = path.suffix.lower()
     kind = {".onnx": "onnx", ".pt2": "exported"}.get(suffix)
     if kind is None:

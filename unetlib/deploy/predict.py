@@ -14,7 +14,6 @@ from unetlib.deploy.formats import LogitsFunction, Runtime, open_model
 from unetlib.pictures import image_size, load_image, sides
 
 BATCH_SIZE = 16
-MASK_SIGN = "tEXtSoftware\0unetlib"  # near the start of a file that save_mask wrote
 
 
 class Predictor:
@@ -129,7 +128,7 @@ def enlarge(probability: np.ndarray, size: tuple[int, int]) -> np.ndarray:
 
 
 def save_mask(mask: np.ndarray, path: str | Path) -> None:
-    """Write a boolean mask ``(H, W)`` as a PNG file, 0/255, signed with ``MASK_SIGN``."""
+    """Write a boolean mask ``(H, W)`` as a PNG file, 0/255, signed with ``images.MASK_SIGN``."""
     signature = PngInfo()
     signature.add_text("Software", "unetlib")
     Image.fromarray(mask).save(path, "PNG", pnginfo=signature)

@@ -12,64 +12,40 @@ import os
 import shutil
 import sys
 import uuid
-from collections import Counter, deque
+from collections import deque
 from collections.abc import Callable, Iterable
 from concurrent.futures import Future, ThreadPoolExecutor
 from itertools import islice
 from pathlib import Path
 
 import numpy as np
-from accelerate import Accelerator
 from accelerate.utils import broadcast_object_list, gather_object
 from tqdm.auto import tqdm
 
-from unetlib.carvana import IMAGE_SUFFIXES
-from unetlib.deploy.images import paths_of
+from unetlib.deploy.images import HEADER, UNREADABLE_HEADER, Paths, code_files, mask_files
 from unetlib.deploy.manifest import file_hash
-from unetlib.deploy.predict import BATCH_SIZE, MASK_SIGN, Predictor, enlarge, save_mask
+from unetlib.deploy.predict import BATCH_SIZE, Predictor, enlarge, save_mask
 from unetlib.masks import rle_encode
 from unetlib.pictures import UNREADABLE, DataError, image_size, load_image
 from unetlib.support.files import whole_file
 
-# What a data set calls its own masks; the csv files look like a submission.
-TRUTH = ("train_masks", "train_masks.csv", "metadata.csv", "sample_submission.csv")
-HEADER, UNREADABLE_HEADER = "img,rle_mask\n", "file,problem\n"
-
 
 def write_masks(
-    predictor: Predictor,
-    images: str | Path | Iterable[str | Path],
-    folder: str | Path,
-    *,
-    flip: bool = False,
-    accelerator: Accelerator | None = None,
+    predictor: Predictor, images: Paths, folder: str | Path, *, flip=False, accelerator=None
 ) -> list[tuple[str, str]]:
     """Write each image's mask as ``<stem>_mask.png`` (0/255, original size).
 
     Arguments, result and errors as for ``write_submission``; what is left out is listed in
     ``unreadable.csv`` among the masks. Only masks written here are replaced.
     """
-    folder, images = Path(folder), paths_of(images)
-    if folder.is_file() or (folder.suffix.lower() in IMAGE_SUFFIXES and not folder.is_dir()):
-        raise DataError(f"{folder}: give --output a folder, or a file whose name ends in .csv.")
-    here = [image for image in images if image.resolve().parent == folder.resolve()]
-    if here:
-        raise DataError(f"{here[0]}: masks need a folder of their own; choose another --output.")
-    results, unreadable = {i: folder / f"{i.stem}_mask.png" for i in images}, "unreadable.csv"
-    signs = {folder / unreadable: UNREADABLE_HEADER} | dict.fromkeys(results.values(), MASK_SIGN)
-    _check_output(folder, results, signs)
+    folder, results = Path(folder), mask_files(images, folder)
     write, parts = (lambda mask, path, _: save_mask(mask, path)), folder / ".parts"
     job = _Job(predictor, results, parts, write, flip, accelerator)
-    return job.run(folder / unreadable)
+    return job.run(folder / "unreadable.csv")
 
 
 def write_submission(
-    predictor: Predictor,
-    images: str | Path | Iterable[str | Path],
-    path: str | Path,
-    *,
-    flip: bool = False,
-    accelerator: Accelerator | None = None,
+    predictor: Predictor, images: Paths, path: str | Path, *, flip=False, accelerator=None
 ) -> list[tuple[str, str]]:
     """Write Kaggle's submission file, columns ``img,rle_mask``, a line per image in order.
 
@@ -91,11 +67,8 @@ def write_submission(
             something that unetlib did not write, or a data set's own masks; or another run has
             begun to write the same output.
     """
-    path, images = Path(path), paths_of(images)
+    path, results = Path(path), code_files(images, path)
     parts, unreadable = path.with_name(f".{path.name}.parts"), f"{path.stem}.unreadable.csv"
-    results = {image: parts / "codes" / image.name for image in images}
-    signs = {path: HEADER, path.with_name(unreadable): UNREADABLE_HEADER}
-    _check_output(path, results, signs)
 
     def write(mask: np.ndarray, path: Path, image: Path) -> None:
         image.name.encode()  # the csv file takes UTF-8 only
@@ -255,23 +228,6 @@ class _Job:
             if isinstance(error, OSError) and error.errno not in named:
                 raise
             raise DataError(f"{result}: no file or csv line takes this name; rename it.") from None
-
-
-def _check_output(output: Path, results: dict[Path, Path], signs: dict[Path, str]) -> None:
-    """Refuse two results of one name, and to replace what is a data set's or not like ours."""
-    names = Counter(result.name for result in results.values())
-    twice = [name for name, count in names.items() if count > 1]
-    if twice:
-        raise DataError(f"{twice[0]}: two images of this name; predict their folders in turn.")
-    if output.resolve().name.lower() in TRUTH:
-        raise DataError(f"{output}: named as a data set's own masks; choose another --output.")
-    for path, sign in signs.items():
-        start = b""
-        if os.path.isfile(path):
-            with open(path, "rb") as file:
-                start = file.read(128).strip(b"\0")  # a power failure leaves nothing, or zeros
-        if os.path.isdir(path) or (start and sign.encode() not in start):
-            raise DataError(f"{path}: not written by unetlib, so kept; choose another --output.")
 
 
 def _write_csv(path: Path, header: str, rows: Iterable[tuple[str, str]]) -> None:

@@ -47,7 +47,8 @@ def check(root: str | Path | None = None) -> pd.DataFrame:
         Problem(str(path), "ignored: not a JPEG or PNG file", "convert it or move it elsewhere")
         for folder in (carvana.train_dir(root), root / "test", root / "train_masks")
         for path in files_in(folder)
-        if path.suffix.lower() not in MASK_SUFFIXES and not path.is_dir()
+        if path.suffix.lower() not in (IMAGE_SUFFIXES, MASK_SUFFIXES)[folder.name == "train_masks"]
+        and not path.is_dir()
     ]
     seen = [one._replace(file=Path(one.file).relative_to(root).as_posix()) for one in problems]
     return pd.DataFrame(seen, columns=Problem._fields)

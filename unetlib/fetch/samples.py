@@ -115,6 +115,9 @@ def inspect(pair: Pair, whole: bool = False) -> Finding:
                 doubts.append(Problem(str(image), doubt, remedy))
     except UNREADABLE as error:
         problems.append(unreadable("image", image, error))
+    if size and min(size) < 4:
+        problem = f"an image of {size[1]}x{size[0]} pixels shows no car"
+        problems.append(Problem(str(image), problem, "delete it"))
     try:
         grey, values = open_mask(mask) if mask else (None, [])
     except DataError as error:
@@ -164,12 +167,12 @@ def _misplaced(root: Path) -> list[Problem]:
     """Archives that were not unpacked, and folders that were unpacked into themselves."""
     problems = []
     photos = [] if files_in(train_dir(root), IMAGE_SUFFIXES) else ["train", "train_hq"]
-    for name in [*photos, "train_masks", "train_masks.csv", "metadata.csv"]:
+    for name in [*photos, "test", "train_masks", "train_masks.csv", "metadata.csv"]:
         place, archive = root / name, root / f"{name}.zip"
         if files_in(place / name, MASK_SUFFIXES):
             remedy = f"move its content up into {place}"
             problems.append(Problem(str(place / name), "one folder too deep", remedy))
-        elif os.path.isfile(archive) and not os.path.isfile(place) and not files_in(place):
+        elif name != "test" and archive.is_file() and not place.is_file() and not files_in(place):
             remedy = f'run `python -m zipfile -e "{archive}" "{root}"`'
             problems.append(Problem(str(archive), "not unpacked", remedy))
     return problems
