@@ -440,5 +440,13 @@ def test_an_output_that_cannot_be_used_is_said_before_pytorch_is_imported(
     )
     if output == "{data}":
         place = tmp_path / "train_masks"
-    ended = in_a_terminal("-c", code, "predict", photos, "--model", model, "--output", place)
+    typed = ["-c", code, "predict", photos, "--output", place]
+    ended = in_a_terminal(*typed, "--model", model)
     assert ended.returncode == 1 and os.path.basename(str(place)) in ended.stderr
+    if output == "{tmp}/o.png":
+        for wrong in (
+            ["--model", model, "--runtime", "openvino"],
+            ["--model", tmp_path / "README.md"],
+        ):
+            ended = in_a_terminal(*typed, *wrong)
+            assert ended.returncode == 1 and wrong[1].name in ended.stderr

@@ -122,7 +122,7 @@ def predict(
         runtime: Instead of the file's own: OpenVINO for ONNX files, torch.compile for .pth files.
         trust: Open a file that manifest.json beside it does not vouch for.
     """
-    manifest.check_file(model, trust)
+    manifest.check_file(model, trust, runtime)
     images, to_csv = unetlib.image_files(images), output.suffix.lower() == ".csv"
     (code_files if to_csv else mask_files)(images, output)
 
@@ -138,8 +138,7 @@ def predict(
     left_out = write(predictor, images, output, flip=flip, accelerator=processes)
     if not processes.is_main_process:
         return None
-    unreadable = [file for file, _ in left_out]
-    result = dict(images=len(images), unreadable=unreadable)
+    result = dict(images=len(images), unreadable=[file for file, _ in left_out])
     return result | dict(output=str(output), model=predictor.name)
 
 

@@ -10,8 +10,8 @@ from tqdm.auto import tqdm
 
 from unetlib.dataset import CarvanaDataset
 from unetlib.deploy.benchmark import benchmark, cold_start
-from unetlib.deploy.formats import RUNTIMES, missing_runtime
-from unetlib.deploy.manifest import FILES, exported_files, read_manifest
+from unetlib.deploy.formats import missing_runtime
+from unetlib.deploy.manifest import FILES, RUNTIMES, exported_files, read_manifest
 from unetlib.deploy.predict import BATCH_SIZE, Predictor, enlarge, load_predictor
 from unetlib.device import pick_precision
 from unetlib.masks import load_mask

@@ -25,7 +25,6 @@ from unetlib.support.errors import ModelFileError
 
 METADATA_KEY = "unetlib"
 Runtime = Literal["openvino", "compile"]
-RUNTIMES = {"openvino": "ONNX files", "compile": ".pth files of weights"}
 
 LogitsFunction = Callable[[np.ndarray], np.ndarray]
 
@@ -80,7 +79,7 @@ def open_model(
         file says of itself: ``format``, ``size``, ``threshold``.
     """
     path = Path(path)
-    kind = check_file(path, trust)
+    kind = check_file(path, trust, runtime)
     if threads is not None and not (isinstance(threads, (int, np.integer)) and threads > 0):
         raise ValueError(f"threads={threads!r}: give an integer above 0, or None for all cores.")
     _check_runtime(path, kind, runtime, precision)
@@ -109,11 +108,7 @@ def open_model(
 
 
 def _check_runtime(path: Path, kind: str, runtime: Runtime | None, precision: str) -> None:
-    """Refuse a runtime or precision that does not fit the file, or a runtime that is missing."""
-    fits = {None: True, "openvino": kind == "onnx", "compile": kind == "pytorch"}
-    if not fits.get(runtime, False):
-        kinds = ", ".join(f"{name!r} runs {files}" for name, files in RUNTIMES.items())
-        raise ModelFileError(f"{path}: runtime={runtime!r} does not run this file; {kinds}.")
+    """Refuse a precision that does not fit the file, or a runtime that is missing."""
     takes_bf16 = runtime == "openvino" or kind == "pytorch"
     if precision != "fp32" and not (precision == "bf16" and takes_bf16):
         fit = "fp32 fits all, bf16 weights (.pth) and ONNX files in OpenVINO"

@@ -25,6 +25,7 @@ FILES = {
     "int8": "unet_model_int8.onnx",
 }
 PROGRAMS = ("torchscript", "exported")
+RUNTIMES = {"openvino": "ONNX files", "compile": ".pth files of weights"}
 MANIFEST = "manifest.json"
 TRUST = "export it again, or pass trust=True if you trust whoever made it."
 OLD_CHECKSUM = "sha256"  # an entry of no file: unetlib 0.1 kept the manifest's own checksum there
@@ -34,8 +35,7 @@ def check_manifest(folder: Path) -> None:
     """Refuse a folder whose ``manifest.json`` is another program's: ours would replace it.
 
     Raises:
-        ModelFileError: there is one, and it names other things than exported files; or the folder
-            cannot be used.
+        ModelFileError: there is one that names other things; or the folder cannot be used.
     """
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -117,28 +117,34 @@ def exported_files(folder: Path) -> dict[str, Path]:
     return found
 
 
-def check_file(path: str | Path, trust: bool = False) -> str:
+def check_file(path: str | Path, trust: bool = False, runtime: str | None = None) -> str:
     """What kind of model file this is, or why it must not be opened; nothing of it is executed.
 
     Args:
         trust: do not ask ``manifest.json`` beside it.
+        runtime: in place of the file's own, see ``RUNTIMES``.
 
     Returns:
         ``pytorch`` (weights), ``torchscript``, ``exported`` or ``onnx`` (int8 files included).
 
     Raises:
-        ModelFileError: no such file; a program that the manifest does not name; or not the file
-            that the manifest describes.
+        ModelFileError: no such file, or no model; not for that runtime; a program that the
+            manifest does not name; or not the file that the manifest describes.
     """
     path = Path(path)
     if not path.is_file():
-        raise ModelFileError(
-            f"{path}: no such file; check it, or train, then python -m unetlib export."
-        )
+        raise ModelFileError(f"{path}: no such file; train, then python -m unetlib export.")
     suffix = path.suffix.lower()
     kind = {".onnx": "onnx", ".pt2": "exported"}.get(suffix)
     if kind is None:
         kind = "torchscript" if _is_torchscript(path) else "pytorch"
+        with path.open("rb") as file:
+            start = file.read(2)
+        if start != b"PK":  # both kinds are zip archives
+            raise ModelFileError(f"{path}: refused, damaged or not a model file; export it again.")
+    if not {None: True, "openvino": kind == "onnx", "compile": kind == "pytorch"}.get(runtime):
+        kinds = ", ".join(f"{name!r} runs {files}" for name, files in RUNTIMES.items())
+        raise ModelFileError(f"{path}: runtime={runtime!r} does not run this file; {kinds}.")
     if trust:
         return kind
     known = read_manifest(path.parent).get(path.name, {}).get("sha256")
