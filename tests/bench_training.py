@@ -18,7 +18,6 @@ from torch.utils.flop_counter import FlopCounterMode
 from unetlib import (
     CarvanaDataset,
     Recipe,
-    UNet,
     config,
     decode_once,
     dice,
@@ -28,6 +27,7 @@ from unetlib import (
     multiply_rate,
     split_by_car,
 )
+from unetlib.model import build
 from unetlib.support.speed import memory_kept
 from unetlib.training import Learner
 
@@ -77,9 +77,9 @@ def bench_data(full) -> None:
     with threads(1):
         naive = TextbookDataset(full, 128)
         one_by_one = seconds(lambda: [naive[row] for row in range(len(naive))]) / len(naive)
-    build = seconds(lambda: decode_once(full, 128)) / len(full)
+    once = seconds(lambda: decode_once(full, 128)) / len(full)
     print(f"naive decoding, one core: {1000 * one_by_one:.1f} ms an image and mask")
-    print(f"cache build on {os.cpu_count()} cores: {one_by_one / build:.1f} times faster")
+    print(f"cache build on {os.cpu_count()} cores: {one_by_one / once:.1f} times faster")
     many = full.loc[full.index.repeat(64)]  # more than one epoch's worth of reading
     with threads(1):
         for name in ("none", "flip", "mild"):
@@ -98,7 +98,7 @@ def bench_data(full) -> None:
 
 def textbook(samples, recipe):
     torch.manual_seed(recipe.seed)
-    model = UNet(**recipe.network).train()
+    model = build(recipe).train()
     optimizer = torch.optim.Adam(model.parameters(), lr=recipe.lr)
     loss_of = torch.nn.BCEWithLogitsLoss()
     for _ in range(recipe.epochs):

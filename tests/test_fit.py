@@ -38,6 +38,7 @@ from unetlib import (
 )
 from unetlib.store.checkpoint import restore
 from unetlib.store.model_file import load_plain, save_atomically
+from unetlib.store.question import restored
 from unetlib.training import Learner
 
 resource = pytest.importorskip("resource", reason="real limits and kills need Unix")
@@ -122,7 +123,7 @@ def test_a_runs_files_are_plain_and_whole(uninterrupted):
     assert names == {"recipe.json", "run.json", "history.csv", "best.pth", "last.pth"}
     settings = json.loads((uninterrupted.folder / "recipe.json").read_text())
     assert set(settings) == {field.name for field in dataclasses.fields(Recipe)}
-    assert Recipe(**settings) == RECIPE
+    assert restored(settings) == RECIPE
     assert json.loads((uninterrupted.folder / "run.json").read_text()) == uninterrupted.details
     history = pd.read_csv(uninterrupted.folder / "history.csv")
     pd.testing.assert_frame_equal(history, uninterrupted.history, check_dtype=False)
@@ -487,7 +488,7 @@ def as_0_1_wrote_it(run) -> str:
     """Make a run's folder one that 0.1 would have written; returns its name there."""
     name = f"{run.folder.name[:-4]}0101"  # 0.1 hashed the same question to another name
     folder = run.folder.rename(run.folder.with_name(name))
-    details = {key: value for key, value in run.details.items() if key != "format"}
+    details = {key: value for key, value in run.details.items() if key != "question"}
     details["versions"] = details["versions"] | {"unetlib": "0.1.0"}
     for file, content in (("recipe.json", asdict(run.recipe)), ("run.json", details)):
         (folder / file).write_text(json.dumps(content | {"sha256": CHECKSUM}, indent=1))

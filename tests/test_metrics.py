@@ -188,7 +188,7 @@ def test_evaluating_computes_no_gradients_and_a_model_at_rest_stays_at_rest(trai
 def test_evaluate_scores_plain_images_against_hard_masks_whatever_the_dataset(trained, tables):
     model, dataset = trained.model(), CarvanaDataset(tables[1], 32, mask="soft", augment="mild")
     scores = evaluate(model, dataset)
-    assert list(scores.columns) == ["id", "car", "angle", "dice", "iou"]
+    assert list(scores.columns) == ["id", "group", "car", "angle", "dice", "iou"]
     assert list(scores["id"]) == list(tables[1]["id"])
     images, masks = map(torch.stack, zip(*CarvanaDataset(tables[1], 32), strict=True))
     with torch.no_grad():
@@ -206,7 +206,7 @@ def test_the_threshold_is_one_of_probabilities(trained, tables):
 def test_some_rows_are_scored_as_they_are_among_all(trained, tables):
     model, dataset = trained.model(), CarvanaDataset(tables[0], 32)
     every = evaluate(model, dataset, loss=bce_loss)
-    assert list(every.columns) == ["id", "car", "angle", "dice", "iou", "loss"]
+    assert list(every.columns) == ["id", "group", "car", "angle", "dice", "iou", "loss"]
     some = evaluate(model, dataset, loss=bce_loss, rows=range(1, 16, 5))
     assert list(some.index) == [1, 6, 11]
     assert list(some["id"]) == list(tables[0]["id"][1::5])

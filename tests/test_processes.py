@@ -80,7 +80,7 @@ def test_auto_leaves_20_steps_an_epoch_on_a_gpu_and_scales_the_rate():
 )
 def test_errors_of_too_little_memory_are_one_sentence_with_numbers(error):
     with (
-        pytest.raises(TrainingError, match=r"\b16 images of 64x64\b.* CPU.* batch_size"),
+        pytest.raises(TrainingError, match=r"\b16 images of size=64\b.* CPU.* batch_size"),
         out_of_memory_named(16, 64, CPU),
     ):
         raise error

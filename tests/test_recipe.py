@@ -1,12 +1,15 @@
 import dataclasses
 import json
 from dataclasses import replace
+from functools import partial
+from importlib import import_module
 
 import numpy as np
 import pytest
 
 from unetlib import Recipe, UNet, export_onnx, export_program, fit
-from unetlib.recipe import LARGEST_SEED
+from unetlib.model import build
+from unetlib.recipe import BUILT_IN, LARGEST_SEED, OF_THE_UNET, TABLES, resolve
 
 RECIPE = Recipe(widths=(4, 8), size=32)
 
@@ -36,6 +39,7 @@ def test_the_default_is_the_baseline_recipe():
         ("epochs", "3"),
         ("batch_size", -1),
         ("batch_size", 1.5),
+        ("batch_size", None),
         ("batch_size", "huge"),
         ("widths", ()),
         ("widths", (0, 4)),
@@ -85,7 +89,7 @@ def test_the_smallest_size_of_a_deep_net_trains(tables):
 
 @pytest.mark.slow
 def test_the_smallest_size_of_a_deep_net_is_exported(tmp_path):
-    model = UNet(**SMALLEST.network)
+    model = build(SMALLEST)
     export_program(model, tmp_path / "model.pt2", SMALLEST.size)
     export_onnx(model, tmp_path / "model.onnx", SMALLEST.size)
 
@@ -99,7 +103,7 @@ def test_a_recipe_cannot_be_changed_only_replaced():
 def test_the_fast_recipe_takes_at_most_half_of_the_epochs():
     fast = Recipe.fast()
     assert fast.epochs <= Recipe().epochs / 2
-    assert fast.network == Recipe().network
+    assert not set(OF_THE_UNET) & set(fast.changes)
     assert Recipe.fast(seed=7, lr=1e-3) == replace(fast, seed=7, lr=1e-3)
 
 
@@ -125,3 +129,54 @@ def test_numbers_of_numpy_become_plain_ones():
     assert type(recipe.lr) is float and recipe.skips is True
     assert json.dumps(dataclasses.asdict(recipe))
     assert recipe == Recipe(epochs=3, batch_size=8, widths=(4, 8))
+
+
+# ---------------------------------------------------------------------------------------- own code
+
+
+def anything(*_):
+    """Stands for a loss, an augmentation, a network, an optimizer or a schedule."""
+
+
+@pytest.mark.parametrize("setting", BUILT_IN)
+def test_a_name_a_registered_name_and_a_function_are_taken_alike(setting, monkeypatch):
+    module, table = TABLES[setting].split(".")
+    registry = getattr(import_module(f"unetlib.{module}"), table)
+    assert tuple(registry) == BUILT_IN[setting]  # the command line offers these
+    for name in BUILT_IN[setting]:
+        assert resolve(setting, getattr(Recipe(**{setting: name}), setting)) is registry[name]
+    with pytest.raises(ValueError, match=f"{setting}='mine'"):
+        Recipe(**{setting: "mine"})
+    monkeypatch.setitem(registry, "mine", anything)
+    assert resolve(setting, Recipe(**{setting: "mine"}).__dict__[setting]) is anything
+    assert resolve(setting, Recipe(**{setting: anything}).__dict__[setting]) is anything
+    for wrong in (3, None, ["bce"]):
+        with pytest.raises(ValueError, match=f"{setting}="):
+            Recipe(**{setting: wrong})
+
+
+def test_the_settings_of_the_unet_belong_to_the_unet():
+    with pytest.raises(ValueError, match="widths"):
+        Recipe(network=partial(UNet, widths=(4, 8)), widths=(4, 8))
+    assert Recipe(network=partial(UNet, widths=(4, 8)), size=30).stride == 1
+
+
+def test_a_network_is_made_by_a_function_and_not_given():
+    with pytest.raises(ValueError, match="network"):
+        Recipe(network=UNet(widths=(2, 4)))
+
+
+def test_size_may_be_height_and_width():
+    recipe = Recipe(size=(96, 64), epochs=2, half_size_epochs=1)
+    assert [recipe.size_in(epoch) for epoch in (1, 2)] == [(48, 32), (96, 64)]
+    assert Recipe(size=np.array([64, 64])) == Recipe(size=64)
+    for wrong in ((96, 66), (96, 0), (96, 64, 32), "96x64"):
+        with pytest.raises(ValueError, match="size="):
+            Recipe(size=wrong)
+
+
+@pytest.mark.parametrize("patience", [0, -1, 1.5, "3"])
+def test_patience_is_a_number_of_epochs(patience):
+    with pytest.raises(ValueError, match="patience"):
+        Recipe(patience=patience)
+    assert Recipe(patience=np.int64(2)) == Recipe(patience=2)

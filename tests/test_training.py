@@ -14,12 +14,12 @@ from unetlib import (
     CarvanaDataset,
     Recipe,
     TrainingError,
-    UNet,
     bce_loss,
     evaluate,
     make_loader,
     runs_dir,
 )
+from unetlib.model import build
 from unetlib.training import Learner, train
 
 RECIPE = Recipe(widths=(4, 8), size=32, lr=1e-2, epochs=3, batch_size=5, precision="fp32")
@@ -49,7 +49,7 @@ def same_weights(one: torch.nn.Module, other: torch.nn.Module) -> bool:
 def test_a_step_is_the_textbook_step_and_gives_the_sum_of_the_losses(loss):
     images, masks = batch()
     learner = Learner(replace(RECIPE, loss=loss), total_steps=3, device=CPU)
-    model = UNet(**RECIPE.network)
+    model = build(RECIPE)
     optimizer = torch.optim.Adam(model.parameters(), lr=RECIPE.lr)
     for _ in range(3):
         mean = LOSSES[loss](model(images), masks)
@@ -164,11 +164,11 @@ def test_the_loop_is_the_one_of_the_textbook(sets):
     """Dataset, seeded loader, steps, validation: written out, as in notebook 04."""
     recipe = replace(RECIPE, augment="mild", epochs=2)
     train_set = CarvanaDataset(sets[0][32].samples, 32, augment="mild")
-    model, expected = UNet(**recipe.network), []
+    model, expected = build(recipe), []
     optimizer = torch.optim.Adam(model.parameters(), lr=recipe.lr)
     for epoch in (1, 2):
         model.train()
-        train_set.set_epoch(recipe.seed, epoch)
+        train_set.epoch = recipe.seed, epoch
         total = 0.0
         for images, masks in make_loader(train_set, 5, True, recipe.seed, epoch):
             loss = bce_loss(model(images), masks)

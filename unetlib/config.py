@@ -11,6 +11,8 @@ import os
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from unetlib.pictures import sides
+
 REPOSITORY = Path(__file__).resolve().parent.parent
 
 
@@ -82,14 +84,19 @@ class Profile:
 
     def scale(self, recipe):
         """The recipe as this profile runs it: ``ci`` shrinks it and raises a constant rate."""
-        ratio = min(1, self.max_width / recipe.widths[0])
+        is_unet = recipe.network == "unet"
+        narrow = min(1, self.max_width / recipe.widths[0]) if is_unet else 1
         epochs = min(recipe.epochs, self.max_epochs)
         half = -(-recipe.half_size_epochs * epochs // recipe.epochs)  # rounded up
-        smallest = 2 ** len(recipe.widths) * (2 if half else 1)  # what a deep network needs
+        least = 2 ** len(recipe.widths) * (2 if half else 1)  # what a deep network needs
+        step = (recipe.stride if is_unet else 32) * (2 if half else 1)  # own ones often need 32
+        height, width = sides(recipe.size)
+        small = min(1, max(self.max_size, least) / max(height, width))
+        fit = [max(least, step, round(side * small / step) * step) for side in (height, width)]
         return replace(
             recipe,
-            widths=tuple(max(1, round(width * ratio)) for width in recipe.widths),
-            size=min(recipe.size, max(self.max_size, smallest)),
+            widths=tuple(max(1, round(width * narrow)) for width in recipe.widths),
+            size=tuple(fit) if small < 1 else recipe.size,
             epochs=epochs,
             half_size_epochs=half,
             lr=recipe.lr * (self.lr_factor if recipe.schedule == "constant" else 1),

@@ -1,8 +1,8 @@
 """Samples -> tensors: decode, augment, batch."""
 
-import operator
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import nullcontext
 from typing import get_args
 
 import numpy as np
@@ -12,100 +12,131 @@ from torch.utils.data import DataLoader, Dataset
 from tqdm.auto import tqdm
 
 from unetlib.masks import load_coverage
-from unetlib.pictures import DataError, load_image
-from unetlib.recipe import Augmentation, MaskKind
+from unetlib.pictures import DataError, load_image, sides
+from unetlib.recipe import MaskKind, resolve, square
+from unetlib.seeds import seeded
 
 JITTER = 0.4  # mild augmentation: brightness and contrast between 0.6 and 1.4 times
 
 
-def to_tensor(grey: np.ndarray) -> torch.Tensor:
-    """uint8 ``(..., H, W)`` -> float32 ``(..., 1, H, W)`` in [0, 1]."""
-    return torch.from_numpy(np.array(grey)).unsqueeze(-3).float() / 255
+def to_tensor(pictures: np.ndarray) -> torch.Tensor:
+    """uint8 ``(..., H, W)`` or ``(..., H, W, 3)`` -> float32 ``(..., C, H, W)`` in [0, 1]."""
+    tensor = torch.from_numpy(np.array(pictures))
+    tensor = tensor.movedim(-1, -3) if tensor.shape[-1] == 3 else tensor.unsqueeze(-3)
+    return tensor.float() / 255
 
 
-def decode(samples: pd.DataFrame, size: int) -> np.ndarray:
-    """Read every row's image and mask: uint8 ``(N, 2, size, size)``, grey and coverage.
+def decode(samples: pd.DataFrame, size: int | tuple[int, int], colour: bool = False) -> np.ndarray:
+    """Read every row's image and mask: uint8 ``(N, 2, H, W)``, grey and coverage.
+
+    In colour ``(N, 4, H, W)``: red, green, blue, coverage. A column ``mask_value`` says which value
+    of the mask is the object (see ``masks.load_mask``).
 
     Raises:
         DataError: a file cannot be read.
         MemoryError: the images do not fit in memory.
     """
-    decoded = np.empty((len(samples), 2, size, size), np.uint8)
+    height, width = sides(size)
+    decoded = np.empty((len(samples), 4 if colour else 2, height, width), np.uint8)
+    objects = samples.get("mask_value", pd.Series(None, samples.index, object))
 
     def decode_row(row: int) -> None:
-        decoded[row, 0] = load_image(samples["image"].iloc[row], size)
-        decoded[row, 1] = load_coverage(samples["mask"].iloc[row], size)
+        image = load_image(samples["image"].iloc[row], size, colour)
+        decoded[row, :-1] = image.transpose(2, 0, 1) if colour else image
+        decoded[row, -1] = load_coverage(samples["mask"].iloc[row], size, objects.iloc[row])
 
     with ThreadPoolExecutor() as pool:  # Pillow decodes outside of the interpreter lock
         rows = pool.map(decode_row, range(len(samples)))
-        for _ in tqdm(rows, f"decoding to {size}x{size}", len(samples)):
+        for _ in tqdm(rows, f"decoding to {width}x{height}", len(samples)):
             pass
     return decoded
 
 
-def augment_batch(
-    images: torch.Tensor, masks: torch.Tensor, name: Augmentation, draws: torch.Tensor
+def flip(images, masks, draws=None):
+    """Mirror an image and its mask, left-right, half of the time; see ``mild``."""
+    draws = torch.rand(len(images), 1) if draws is None else draws
+    flipped = (draws[:, 0] < 0.5)[:, None, None, None]
+    return tuple(torch.where(flipped, batch.flip(-1), batch) for batch in (images, masks))
+
+
+def mild(
+    images: torch.Tensor, masks: torch.Tensor, draws: torch.Tensor | None = None
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Random changes that keep a car a car; geometry moves image and mask alike.
+    """``flip``, and brightness and contrast of the image within +-40 %: a car stays a car.
 
     Args:
-        images, masks: float32 ``(B, 1, H, W)`` in [0, 1].
-        name: ``none``; ``flip`` (left-right, half of the time); ``mild`` (flip, and brightness and
-            contrast within +-40 %).
+        images, masks: float32 ``(B, C, H, W)`` and ``(B, 1, H, W)`` in [0, 1].
         draws: uniform random numbers ``(B, 3)``: flip below 0.5, brightness, contrast.
 
     Returns:
         Images and masks, as torchvision's v2 transforms would make them from the same factors.
     """
-    if name == "none":
-        return images, masks
-    flipped = (draws[:, 0] < 0.5)[:, None, None, None]
-    images, masks = (torch.where(flipped, batch.flip(-1), batch) for batch in (images, masks))
-    if name == "mild":
-        brightness, contrast = (1 - JITTER + 2 * JITTER * draws[:, 1:]).T[..., None, None, None]
-        images = (images * brightness).clamp(0, 1)
-        mean = images.mean((1, 2, 3), keepdim=True)
-        images = (contrast * images + (1 - contrast) * mean).clamp(0, 1)
-    return images, masks
+    draws = torch.rand(len(images), 3) if draws is None else draws
+    images, masks = flip(images, masks, draws)
+    brightness, contrast = (1 - JITTER + 2 * JITTER * draws[:, 1:]).T[..., None, None, None]
+    images = (images * brightness).clamp(0, 1)
+    mean = images.mean((1, 2, 3), keepdim=True)
+    return (contrast * images + (1 - contrast) * mean).clamp(0, 1), masks
+
+
+AUGMENTATIONS = {"none": None, "flip": flip, "mild": mild}
+
+
+def _as_function(transform) -> Callable:
+    """A torchvision v2 transform as a function of images and masks, which it moves alike."""
+    from torchvision import tv_tensors  # slow to import
+
+    def augment(images, masks):
+        images, masks = transform(tv_tensors.Image(images), tv_tensors.Mask(masks))
+        return images.as_subclass(torch.Tensor), masks.as_subclass(torch.Tensor)
+
+    return augment
 
 
 class CarvanaDataset(Dataset):
     """Images and masks as tensors, decoded once, when it is built, and kept in memory.
 
-    ``dataset[i]`` is ``(image, mask)``: float32 ``(1, H, W)`` each, the image in [0, 1], the mask
-    0 or 1 (``hard``: area coverage at least one half) or the coverage itself (``soft``). A
-    ``DataLoader`` fetches whole batches at once (``__getitems__``), which is much faster.
+    ``dataset[i]`` is ``(image, mask)``: float32 ``(C, H, W)`` in [0, 1] and ``(1, H, W)``, 0 or 1
+    (``hard``: area coverage at least one half) or the coverage itself (``soft``). A ``DataLoader``
+    fetches whole batches at once (``__getitems__``), which is much faster.
 
     Args:
         samples: rows of ``find_samples`` that have a mask.
-        size: side in pixels; any multiple of 4 suits the default U-Net.
+        size: side, or (height, width), in pixels; multiples of 4 suit the default U-Net.
         mask: ``hard`` or ``soft``.
-        augment: see ``augment_batch``; a new draw for every image and epoch.
+        augment: a name in ``AUGMENTATIONS``; or f(images, masks) -> (images, masks), which changes
+            a whole batch at once; or a torchvision v2 transform, which changes image by image.
         decode: reads the files; ``unetlib.decode_once`` keeps what it has read for the next time.
+        colour: three channels instead of one.
 
     Attributes:
         samples: the table, with a fresh index.
-        images, coverage: uint8 arrays ``(N, H, W)``.
+        images, coverage: uint8 arrays ``(N, H, W)``; in colour, images are ``(N, H, W, 3)``.
+        epoch: (seed, epoch) on which augmentation depends, besides the row, or the first row of a
+            batch, so that a resumed epoch repeats; None: ever new random numbers.
+        share: of several processes, which images of each batch this one keeps.
 
     Raises:
-        ValueError: unknown mask kind or augmentation, or a size below 4 or not a multiple of 4.
+        ValueError: unknown mask kind or augmentation, or an impossible size; from batches: an
+            augmentation that changes shapes or types.
         DataError: no rows, a row without a mask, or a file that cannot be read.
     """
+
+    epoch: tuple[int, int] | None = None
+    share = slice(None)
 
     def __init__(
         self,
         samples: pd.DataFrame,
-        size: int = 128,
+        size: int | tuple[int, int] = 128,
         mask: MaskKind = "hard",
-        augment: Augmentation = "none",
-        decode: Callable[[pd.DataFrame, int], np.ndarray] = decode,
+        augment: str | Callable = "none",
+        decode: Callable[..., np.ndarray] = decode,
+        colour: bool = False,
     ):
-        side = operator.index(size) if hasattr(size, "__index__") else 0
-        if side < 4 or side % 4:
-            raise ValueError(f"size={size} must be an integer multiple of 4, for example 128.")
-        for name, value, kinds in (("mask", mask, MaskKind), ("augment", augment, Augmentation)):
-            if value not in (known := get_args(kinds)):
-                raise ValueError(f"{name}={value!r} is unknown: use one of {', '.join(known)}.")
+        if mask not in get_args(MaskKind):
+            kinds = ", ".join(get_args(MaskKind))
+            raise ValueError(f"mask={mask!r} is unknown: use one of {kinds}.")
         if not len(samples):
             raise DataError("The sample table has no rows: nothing to learn from or to check.")
         without = samples["mask"].isna() | (samples["mask"] == "")  # read_csv makes NaN of ""
@@ -113,36 +144,43 @@ class CarvanaDataset(Dataset):
             first = samples.loc[without, "image"].iloc[0]
             raise DataError(f"{first}: has no mask; keep only rows that have one.")
         self.samples = samples.reset_index(drop=True)
-        self.size, self.mask, self.augment = side, mask, augment
-        self.draws: torch.Tensor | None = None
-        decoded = decode(self.samples, side)
-        self.images, self.coverage = decoded[:, 0], decoded[:, 1]
+        self.size, self.mask, self.augment = square(size), mask, resolve("augment", augment)
+        kinds = {kind.__module__ for kind in type(self.augment).__mro__}
+        self._by_image = any(name.startswith("torchvision.transforms.v2") for name in kinds)
+        self._change = _as_function(self.augment) if self._by_image else self.augment
+        decoded = decode(self.samples, size, colour)
+        self.images = np.moveaxis(decoded[:, :-1], 1, -1) if colour else decoded[:, 0]
+        self.coverage = decoded[:, -1]
 
     def __len__(self) -> int:
         return len(self.samples)
 
     def __getitem__(self, index: int) -> tuple[torch.Tensor, torch.Tensor]:
-        return self.__getitems__([index])[0]
+        return self._pairs([index])[0]
 
-    def __getitems__(self, indices: list[int]) -> list[tuple[torch.Tensor, torch.Tensor]]:
-        images, masks = to_tensor(self.images[indices]), to_tensor(self.coverage[indices])
+    def __getitems__(self, rows: list[int]) -> list[tuple[torch.Tensor, torch.Tensor]]:
+        # A process for which nothing is left of a batch keeps one image, to stay in step.
+        kept = rows[self.share] or rows[:1]
+        if self._change is None:
+            return self._pairs(kept)
+        if self._by_image:
+            return [pair for row in kept for pair in self._pairs([row])]
+        pairs = self._pairs(rows)
+        return pairs[self.share] or pairs[:1]
+
+    def _pairs(self, rows: list[int]) -> list[tuple[torch.Tensor, torch.Tensor]]:
+        images, masks = to_tensor(self.images[rows]), to_tensor(self.coverage[rows])
         if self.mask == "hard":
             masks = (masks >= 0.5).float()
-        draws = torch.rand(len(indices), 3) if self.draws is None else self.draws[indices]
-        images, masks = augment_batch(images, masks, self.augment, draws)
+        if self._change is not None:
+            with seeded(*self.epoch, int(rows[0])) if self.epoch else nullcontext():
+                changed = self._change(images, masks)
+            for before, after in zip((images, masks), changed, strict=True):
+                if after.shape != before.shape or after.dtype != before.dtype:
+                    what = f"{tuple(before.shape)} {before.dtype} to {tuple(after.shape)}"
+                    raise ValueError(f"augment={self.augment} changed {what} {after.dtype}.")
+            images, masks = changed
         return list(zip(images, masks, strict=True))
-
-    def set_epoch(self, seed: int, epoch: int) -> None:
-        """Fix an epoch's augmentation: each image's draw depends on seed, epoch and row alone.
-
-        So a resumed epoch repeats, and it does not matter which process draws which image.
-        """
-        generator = torch.Generator().manual_seed(_epoch_seed(seed, epoch) + 1)
-        self.draws = torch.rand(len(self), 3, generator=generator)
-
-
-def _epoch_seed(seed: int, epoch: int) -> int:
-    return 2 * (10_000 * seed + epoch)  # even: the odd numbers between belong to augmentation
 
 
 def make_loader(
@@ -153,7 +191,7 @@ def make_loader(
     The order depends on seed and epoch alone, so that any epoch can be repeated. No worker
     processes: the images are in memory already.
     """
-    generator = torch.Generator().manual_seed(_epoch_seed(seed, epoch))
+    generator = torch.Generator().manual_seed(2 * (10_000 * seed + epoch))
     order = torch.randperm(len(dataset), generator=generator) if shuffle else range(len(dataset))
     order = list(map(int, order))
     batches = [order[start : start + batch_size] for start in range(0, len(order), batch_size)]

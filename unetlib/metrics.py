@@ -1,7 +1,6 @@
 """Masks -> numbers to judge by: Dice and IoU, of two masks or of a model on a whole dataset."""
 
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 import pandas as pd
@@ -10,6 +9,7 @@ from torch import nn
 
 from unetlib.dataset import CarvanaDataset, to_tensor
 from unetlib.device import autocast
+from unetlib.model import evaluating
 
 
 def dice(predicted, target) -> torch.Tensor:
@@ -58,19 +58,6 @@ def _ratio(above: torch.Tensor, below: torch.Tensor) -> torch.Tensor:
     return torch.where(below == 0, 1.0, above / below.clamp(min=1))
 
 
-@contextmanager
-def evaluating(model: nn.Module) -> Iterator[None]:
-    """Evaluation mode without gradients; afterwards each layer is in the mode it was in."""
-    training = [module for module in model.modules() if module.training]
-    try:
-        model.eval()
-        with torch.no_grad():
-            yield
-    finally:
-        for module in training:
-            module.training = True
-
-
 def dataset_logits(
     model: nn.Module, dataset: CarvanaDataset, batch_size: int = 16, precision: str = "fp32"
 ) -> torch.Tensor:
@@ -99,6 +86,7 @@ def evaluate(
     threshold: float = 0.5,
     *,
     loss: Callable | None = None,
+    metrics: Mapping[str, Callable] | None = None,
     precision: str = "fp32",
     rows: Sequence[int] | None = None,
     batch_size: int = 16,
@@ -108,15 +96,24 @@ def evaluate(
     Args:
         threshold: the probability above which a pixel counts as car.
         loss: also give each image's loss.
+        metrics: more columns by name: f(probabilities, masks) -> ``(B,)``, from float32
+            ``(B, 1, H, W)`` in [0, 1] and 0/1.
         rows: only these rows of the dataset.
         batch_size: images at once; it changes speed and memory, not the scores.
 
     Returns:
-        A row per image: id, car, angle, dice, iou (and loss). The set's Dice is the mean of column
-        ``dice``.
+        A row per image: id, group, (car, angle,) dice, iou (, loss and metrics). The set's Dice is
+        the mean of column ``dice``.
+
+    Raises:
+        ValueError: a metric does not give one number per image, or has the name of a column.
     """
     device = next(model.parameters()).device
-    rows, scores = range(len(dataset)) if rows is None else rows, dict(dice=[], iou=[], loss=[])
+    rows, metrics = range(len(dataset)) if rows is None else rows, metrics or {}
+    names = [name for name in ("id", "group", "car", "angle") if name in dataset.samples]
+    scores = {name: [] for name in ("dice", "iou", *["loss"] * (loss is not None), *metrics)}
+    if taken := {"loss", "dice", "iou", *names} & metrics.keys():
+        raise ValueError(f"metrics: {', '.join(taken)} is a column already; choose another name.")
     with evaluating(model):
         for start in range(0, len(rows), batch_size):
             batch = rows[start : start + batch_size]
@@ -124,12 +121,16 @@ def evaluate(
             target = torch.from_numpy(dataset.coverage[batch] >= 128)[:, None].to(device)
             with autocast(device, precision):
                 logits = model(images).float()
-            predicted = torch.sigmoid(logits) > threshold
-            scores["dice"] += dice(predicted, target).tolist()
-            scores["iou"] += iou(predicted, target).tolist()
+            probabilities = torch.sigmoid(logits)
+            scores["dice"] += dice(probabilities > threshold, target).tolist()
+            scores["iou"] += iou(probabilities > threshold, target).tolist()
             if loss is not None:
                 pairs = zip(logits.split(1), target.float().split(1), strict=True)
                 scores["loss"] += torch.stack([loss(*pair) for pair in pairs]).tolist()
-    if loss is None:
-        del scores["loss"]
-    return dataset.samples.loc[list(rows), ["id", "car", "angle"]].assign(**scores)
+            for name, metric in metrics.items():
+                values = torch.as_tensor(metric(probabilities, target.float()))
+                if values.shape != (len(batch),):
+                    shape = f"shape {tuple(values.shape)}, not ({len(batch)},)"
+                    raise ValueError(f"metrics: {name} gave {shape}: one number per image.")
+                scores[name] += values.tolist()
+    return dataset.samples.loc[list(rows), names].assign(**scores)

@@ -5,12 +5,18 @@ https://arxiv.org/abs/1505.04597; here with padded convolutions and batch normal
 """
 
 import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from operator import index
 
 import torch
 from torch import nn
 
-_seeding = threading.Lock()  # all threads share PyTorch's random state
+from unetlib.pictures import sides
+from unetlib.recipe import OF_THE_UNET, Recipe, resolve
+from unetlib.seeds import seeded
+
+_seeding = threading.RLock()  # all threads share PyTorch's random state
 
 
 class EncoderBlock(nn.Module):
@@ -100,8 +106,7 @@ class UNet(nn.Module):
         self.architecture = dict(in_channels=in_channels, out_channels=out_channels, widths=widths)
         self.architecture |= dict(batch_norm=batch_norm, skips=skips, up_kernel=up_kernel)
         self.stride = 2 ** (len(widths) - 1)
-        with _seeding, torch.random.fork_rng(devices=[]):
-            torch.manual_seed(seed)
+        with _seeding, seeded(seed):
             self.encoders = nn.ModuleList(
                 EncoderBlock(before, width, batch_norm)
                 for before, width in zip((in_channels, *widths), widths, strict=False)
@@ -140,6 +145,54 @@ def _initialise(module: nn.Module) -> None:
         nn.init.kaiming_normal_(module.weight, mode=mode, nonlinearity="relu")
         if module.bias is not None:
             nn.init.zeros_(module.bias)
+
+
+NETWORKS = {"unet": UNet}
+
+
+def build(recipe: Recipe) -> nn.Module:
+    """The network of a recipe, untrained: the U-Net that its settings describe, or an own one.
+
+    Raises:
+        ValueError: an own network that does not map images of the recipe's size,
+            ``(2, C, H, W)``, to logits ``(2, 1, H, W)``; or what is given makes no network.
+    """
+    network = resolve("network", recipe.network)
+    if recipe.network == "unet":
+        settings = {name: getattr(recipe, name) for name in OF_THE_UNET}
+        return network(recipe.channels, seed=recipe.seed, **settings)
+    with _seeding, seeded(recipe.seed):
+        model = network()
+        if not isinstance(model, nn.Module):
+            raise ValueError(f"network={network} gave {model!r}, not an nn.Module; return it.")
+        for size in {recipe.size_in(1), recipe.size}:
+            images = torch.zeros(2, recipe.channels, *sides(size))
+            what = f"{type(model).__name__}, for images {tuple(images.shape)}"
+            try:
+                with evaluating(model):
+                    logits = model(images)
+                found = tuple(logits.shape)
+            except Exception as error:  # a network may fail in any way
+                reason = str(error).partition("\n")[0]
+                fit = f"size and colour must fit it, and size={size} may need other multiples"
+                raise ValueError(f"{what}: {type(error).__name__}: {reason}; {fit}.") from error
+            if found != (2, 1, *images.shape[2:]):
+                one = "one logit per pixel is needed, (2, 1, H, W)"
+                raise ValueError(f"{what}, gave {found}; {one}.")
+    return model
+
+
+@contextmanager
+def evaluating(model: nn.Module) -> Iterator[None]:
+    """Evaluation mode without gradients; afterwards each layer is in the mode it was in."""
+    training = [module for module in model.modules() if module.training]
+    try:
+        model.eval()
+        with torch.no_grad():
+            yield
+    finally:
+        for module in training:
+            module.training = True
 
 
 def count_parameters(model: nn.Module) -> int:

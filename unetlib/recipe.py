@@ -1,13 +1,28 @@
 """Recipe: every setting of a training run, and the two recipes of the course."""
 
+from collections.abc import Callable
 from dataclasses import dataclass, fields
+from importlib import import_module
 from operator import index
 from typing import Literal, get_args, get_origin, get_type_hints
 
 import numpy as np
 
+from unetlib.pictures import sides
+
 MaskKind = Literal["hard", "soft"]
-Augmentation = Literal["none", "flip", "mild"]
+# The settings that take code: their built-in names, and the table to register others in.
+BUILT_IN = {
+    "network": ("unet",),
+    "augment": ("none", "flip", "mild"),
+    "loss": ("bce", "dice", "bce_dice"),
+    "optimizer": ("adam", "adamw", "sgd"),
+    "schedule": ("constant", "one_cycle", "cosine"),
+}
+TABLES = dict(network="model.NETWORKS", augment="dataset.AUGMENTATIONS", loss="losses.LOSSES")
+TABLES |= dict(optimizer="training.OPTIMIZERS", schedule="training.SCHEDULES")
+NO_NUMBER = dict(batch_size="auto", patience=None)  # what may stand in place of an integer
+OF_THE_UNET = ("widths", "batch_norm", "skips", "up_kernel")
 LARGEST_SEED = 10**14  # times 20,000, still a valid seed for PyTorch: each epoch has its own
 
 
@@ -15,20 +30,33 @@ LARGEST_SEED = 10**14  # times 20,000, still a valid seed for PyTorch: each epoc
 class Recipe:
     """All settings of a training run; the defaults are the course's baseline recipe.
 
+    Network, augmentation, loss, optimizer and schedule are a built-in name, a name registered in
+    their table (``LOSSES["focal"] = focal_loss``), or the function itself.
+
     Attributes:
+        network: ``unet``, or f() -> a module that maps ``(B, C, H, W)`` to ``(B, 1, H, W)`` logits,
+            called under the seed, such as ``partial(UNet, widths=(32, 64))``.
         widths: channels per level of the U-Net.
         batch_norm: batch normalisation after each 3x3 convolution.
         skips: skip connections from encoder to decoder.
         up_kernel: kernel of the transposed convolutions, 3 or 2.
-        size: image side in pixels; the lowest level must be 2x2 pixels or more.
+        size: image side, or (height, width), in pixels; the U-Net's lowest level needs 2x2 or more.
+        colour: three channels, red, green and blue, instead of grey.
         mask: train against ``hard`` (0/1) or ``soft`` (area coverage) masks.
-        augment: ``none``, ``flip`` or ``mild`` (see ``dataset.augment_batch``).
-        loss: ``bce``, ``dice`` or ``bce_dice`` (see ``losses``).
-        optimizer: ``adam`` or ``adamw``.
-        schedule: ``constant``, or ``one_cycle``: up to ``lr`` and down to almost 0
-            (Smith: Super-Convergence, https://arxiv.org/abs/1708.07120).
+        augment: ``none``, ``flip``, ``mild``, f(images, masks) -> (images, masks) on a batch, or a
+            torchvision v2 transform, image by image (see ``dataset.CarvanaDataset``).
+        loss: ``bce``, ``dice``, ``bce_dice`` or f(logits, masks) -> scalar (see ``losses``).
+        optimizer: ``adam``, ``adamw``, ``sgd`` (momentum 0.9) or f(parameters, lr) -> Optimizer.
+        weight_decay: the optimizer's; None: its own default.
+        schedule: ``constant``; ``one_cycle``: up to ``lr`` and down to almost 0 (Smith:
+            Super-Convergence, https://arxiv.org/abs/1708.07120); ``cosine``: from ``lr`` down to 0
+            (https://arxiv.org/abs/1608.03983); or f(optimizer, total_steps) -> LRScheduler, which
+            is stepped after every batch.
         lr: learning rate; with ``one_cycle`` its peak.
         epochs: passes over the training images.
+        patience: early stopping: ``fit`` ends the run after so many epochs in a row that were no
+            better than the best one before them; None: never.
+        start_from: a run, or the path of a model file, whose weights to start from (fine-tuning).
         half_size_epochs: how many epochs, the first ones, see images of half the size, a quarter of
             the work (progressive resizing, https://arxiv.org/abs/1707.02921 and fast.ai).
         batch_size: images per step, over all processes together; ``auto``: 16, and on CUDA the
@@ -42,18 +70,23 @@ class Recipe:
         ValueError: an impossible setting; one sentence that names it.
     """
 
+    network: str | Callable = "unet"
     widths: tuple[int, ...] = (64, 128, 256)
     batch_norm: bool = True
     skips: bool = True
     up_kernel: Literal[3, 2] = 3
-    size: int = 128
+    size: int | tuple[int, int] = 128
+    colour: bool = False
     mask: MaskKind = "hard"
-    augment: Augmentation = "none"
-    loss: Literal["bce", "dice", "bce_dice"] = "bce"
-    optimizer: Literal["adam", "adamw"] = "adam"
-    schedule: Literal["constant", "one_cycle"] = "constant"
+    augment: str | Callable = "none"
+    loss: str | Callable = "bce"
+    optimizer: str | Callable = "adam"
+    weight_decay: float | None = None
+    schedule: str | Callable = "constant"
     lr: float = 1e-4
     epochs: int = 10
+    patience: int | None = None
+    start_from: str | None = None
     half_size_epochs: int = 0
     batch_size: int | Literal["auto"] = 16
     precision: Literal["auto", "fp32", "bf16"] = "auto"
@@ -61,25 +94,32 @@ class Recipe:
     seed: int = 0
 
     def __post_init__(self):
-        object.__setattr__(self, "widths", tuple(map(index, self.widths)))
-        object.__setattr__(self, "lr", float(self.lr))
+        start = getattr(self.start_from, "checkpoint", self.start_from)  # of a run
+        plain = dict(widths=tuple(map(index, self.widths)), lr=float(self.lr))
+        plain |= dict(start_from=None if start is None else str(start), size=square(self.size))
         for name, kind in get_type_hints(Recipe).items():
-            object.__setattr__(self, name, _plain(name, getattr(self, name), kind))
-        size, half, seen = self.size, self.half_size_epochs, self.size_in(1)
+            value = _plain(name, plain.get(name, getattr(self, name)), kind)
+            object.__setattr__(self, name, value)
+        size, half, seen, stride = self.size, self.half_size_epochs, self.size_in(1), self.stride
+        least = 1
+        if self.network == "unet":
+            # Batch normalisation of one image needs more than one pixel, and so does the export.
+            least = 2 ** len(self.widths)
         shown = f"half of size={size}" if half else f"size={size}"
-        stride = max(4, 2 ** (len(self.widths) - 1))  # data sets come in multiples of 4
-        # Batch normalisation of one image needs more than one pixel, and so does the export.
-        least = 2 ** len(self.widths)
+        changed = [name for name in OF_THE_UNET if name in self.changes]
+        own = self.network != "unet" and changed
         for sound, sentence in (
+            (not own, f"{changed} are the U-Net's own; pass network=partial(UNet, ...)"),
             (self.lr > 0, f"lr={self.lr} must be above 0"),
             (self.epochs > 0, f"epochs={self.epochs} must be above 0"),
+            (self.patience is None or self.patience > 0, "patience must be above 0, or None"),
             (self.batch_size == "auto" or self.batch_size > 0, "batch_size must be above 0"),
             (min(self.widths, default=0) > 0, f"widths={self.widths} must name channel counts"),
-            (size > 0 and size % stride == 0, f"size={size} must be a multiple of {stride}"),
+            (_fits(size, stride), f"size={size} must be a multiple of {stride}"),
             (0 <= self.seed <= LARGEST_SEED, f"seed must be between 0 and {LARGEST_SEED}"),
             (0 <= half <= self.epochs, f"half_size_epochs={half} must be between 0 and epochs"),
-            (seen % stride == 0, f"{shown} must be a multiple of {stride}"),
-            (seen >= least, f"{shown} must be at least {least}, or give fewer widths"),
+            (_fits(seen, stride), f"{shown} must be a multiple of {stride}"),
+            (min(sides(seen)) >= least, f"{shown} must be at least {least}, or give fewer widths"),
         ):
             _demand(sound, sentence)
 
@@ -95,10 +135,13 @@ class Recipe:
         return cls(**(settings | changes))
 
     @property
-    def network(self) -> dict:
-        """The arguments of ``UNet`` that this recipe sets."""
-        names = ("widths", "batch_norm", "skips", "up_kernel", "seed")
-        return {name: getattr(self, name) for name in names}
+    def stride(self) -> int:
+        """What height and width must be multiples of; 1 for an own network, which is just tried."""
+        return max(4, 2 ** (len(self.widths) - 1)) if self.network == "unet" else 1
+
+    @property
+    def channels(self) -> int:
+        return 3 if self.colour else 1
 
     @property
     def changes(self) -> dict:
@@ -109,9 +152,37 @@ class Recipe:
             if getattr(self, field.name) != field.default
         }
 
-    def size_in(self, epoch: int) -> int:
-        """Side in pixels of the training images in an epoch, counted from 1."""
-        return self.size // 2 if epoch <= self.half_size_epochs else self.size
+    def size_in(self, epoch: int) -> int | tuple[int, int]:
+        """Side, or (height, width), of the training images in an epoch, counted from 1."""
+        if epoch > self.half_size_epochs:
+            return self.size
+        return square([side // 2 for side in sides(self.size)])
+
+
+def resolve(setting: str, value):
+    """The function that a setting names: its built-in or registered one, or the value itself.
+
+    Raises:
+        ValueError: no such name, and not a function.
+    """
+    if callable(value):
+        return value
+    module, table = TABLES[setting].split(".")
+    known = getattr(import_module(f"unetlib.{module}"), table)
+    if not isinstance(value, str) or value not in known:
+        names = ", ".join(map(repr, known))
+        raise ValueError(f"{setting}={value!r} is unknown: use one of {names}, or a function.")
+    return known[value]
+
+
+def square(size) -> int | tuple[int, int]:
+    """A square's size as one number."""
+    height, width = sides(size)
+    return height if height == width else (height, width)
+
+
+def _fits(size, stride: int) -> bool:
+    return all(side % stride == 0 for side in sides(size))
 
 
 def _demand(condition, sentence: str) -> None:
@@ -121,13 +192,20 @@ def _demand(condition, sentence: str) -> None:
 
 def _plain(name: str, value, kind):
     """A setting as Python's own type, also from NumPy's numbers; refused if it is of another."""
-    if kind is bool:
+    if name in BUILT_IN:
+        if not (isinstance(value, str) and value in BUILT_IN[name]):
+            resolve(name, value)
+        _demand(
+            not hasattr(value, "state_dict") or name != "network" or isinstance(value, type),
+            "network: give a class, or a function that makes the network, not a network",
+        )
+    elif kind is bool:
         _demand(isinstance(value, (bool, np.bool_)), f"{name}={value!r}: give True or False")
         return bool(value)
-    if get_origin(kind) is Literal:
+    elif get_origin(kind) is Literal:
         allowed = ", ".join(map(repr, get_args(kind)))
         _demand(value in get_args(kind), f"{name}={value!r} is unknown: use one of {allowed}")
-    elif kind is int or (name == "batch_size" and value != "auto"):
+    elif kind is int or (name in NO_NUMBER and value != NO_NUMBER[name]):
         auto = " or 'auto'" * (name == "batch_size")
         _demand(hasattr(value, "__index__"), f"{name}={value!r}: give an integer{auto}")
         return index(value)

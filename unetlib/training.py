@@ -6,22 +6,38 @@ It knows no disk: whoever consumes the rows that ``train`` yields decides what i
 
 import math
 import time
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from functools import partial
 
+import pandas as pd
 import torch
 from torch import nn
+from torch.optim.lr_scheduler import CosineAnnealingLR, OneCycleLR
 from tqdm.auto import tqdm
 
 from unetlib.dataset import CarvanaDataset, make_loader
 from unetlib.device import autocast, pick_device, pick_precision
-from unetlib.losses import LOSSES
 from unetlib.metrics import evaluate
-from unetlib.model import UNet
-from unetlib.recipe import Recipe
+from unetlib.model import build
+from unetlib.recipe import BUILT_IN, Recipe, resolve
+from unetlib.seeds import seeded
 
-OPTIMIZERS = {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW}
+OPTIMIZERS = {
+    "adam": partial(torch.optim.Adam, fused=True),
+    "adamw": partial(torch.optim.AdamW, fused=True),
+    "sgd": partial(torch.optim.SGD, fused=True, momentum=0.9),
+}
 KEPT = "finished epochs are kept"
 EXPLODED = 1e4  # a mean loss per pixel; sound ones are below 1 after some steps
+
+
+def one_cycle(optimizer: torch.optim.Optimizer, total_steps: int) -> OneCycleLR:
+    """Up to the optimizer's learning rate and down to almost 0."""
+    peaks = [group["lr"] for group in optimizer.param_groups]
+    return OneCycleLR(optimizer, peaks, total_steps)
+
+
+SCHEDULES = {"constant": None, "one_cycle": one_cycle, "cosine": CosineAnnealingLR}
 
 
 class TrainingError(RuntimeError):
@@ -39,9 +55,10 @@ class Learner:
         total_steps: of the whole run, which a schedule needs to know.
         lr: in place of the recipe's.
         device: None picks the best there is.
+        metrics: further ones by name, see ``evaluate``.
 
     Attributes:
-        model: the U-Net, untrained at first.
+        model: the network, untrained at first or with the weights of ``start_from``.
         forward: computes logits with the same weights: the model itself, or what ``wrap`` returns.
         optimizer, scheduler, device, precision: as the recipe says; the scheduler may be None.
         rank: the number of this process among those that train together.
@@ -55,24 +72,29 @@ class Learner:
         total_steps: int,
         lr: float | None = None,
         device: torch.device | None = None,
+        metrics: Mapping[str, Callable] | None = None,
     ):
         self.recipe, self.device, lr = recipe, device or pick_device(), lr or recipe.lr
+        self.loss, self.metrics = resolve("loss", recipe.loss), dict(metrics or {})
         self.precision = recipe.precision
         if self.precision == "auto":
             self.precision = pick_precision(self.device)
         # Measured: with fp32 on a CPU, PyTorch's default memory order beats channels_last.
         fast_order = self.precision == "bf16" or self.device.type == "cuda"
         order = torch.channels_last if fast_order else torch.contiguous_format
-        self.model = UNet(**recipe.network).to(self.device, memory_format=order)
+        self.model = build(recipe)
+        if recipe.start_from is not None:  # a file of save_model
+            start = torch.load(recipe.start_from, map_location="cpu", weights_only=True)
+            self.model.load_state_dict(start["state_dict"])
+        self.model.to(self.device, memory_format=order)
         self.forward: nn.Module = self.wrap(self.model)
         if recipe.compile:
             self.forward.compile()
-        optimizer = OPTIMIZERS[recipe.optimizer]
-        self.optimizer = optimizer(self.model.parameters(), lr=lr, fused=True)
-        self.scheduler = None
-        if recipe.schedule == "one_cycle":
-            one_cycle = torch.optim.lr_scheduler.OneCycleLR
-            self.scheduler = one_cycle(self.optimizer, lr, total_steps)
+        decay = {} if recipe.weight_decay is None else dict(weight_decay=recipe.weight_decay)
+        optimizer = resolve("optimizer", recipe.optimizer)
+        self.optimizer = optimizer(list(self.model.parameters()), lr, **decay)
+        schedule = resolve("schedule", recipe.schedule)
+        self.scheduler = schedule and schedule(self.optimizer, total_steps)
 
     def wrap(self, model: nn.Module) -> nn.Module:
         """What computes the logits in place of the model; here the model itself."""
@@ -80,7 +102,7 @@ class Learner:
 
     def batches(self, dataset: CarvanaDataset, batch_size: int, epoch: int) -> Iterable:
         """An epoch's batches, shuffled and augmented by recipe, seed and epoch alone."""
-        dataset.set_epoch(self.recipe.seed, epoch)
+        dataset.epoch = self.recipe.seed, epoch
         return make_loader(dataset, batch_size, True, self.recipe.seed, epoch)
 
     def step(self, images: torch.Tensor, masks: torch.Tensor, weight: float = 1.0) -> float:
@@ -96,12 +118,14 @@ class Learner:
         images, masks = (part.to(self.device, non_blocking=True) for part in (images, masks))
         with autocast(self.device, self.precision):
             logits = self.forward(images)
-        loss = LOSSES[self.recipe.loss](logits, masks)
+        loss = self.loss(logits.float(), masks)
+        if not isinstance(loss, torch.Tensor) or loss.ndim:
+            raise ValueError(f"loss={self.loss} gave {loss!r}: a tensor with one number is needed.")
         self.optimizer.zero_grad()
         (loss * weight).backward()
         self.optimizer.step()
         value = loss.item()
-        if not value < EXPLODED:  # also true of nan
+        if not value < (EXPLODED if self.recipe.loss in BUILT_IN["loss"] else math.inf):  # or nan
             remedy = f"lower the learning rate (now {lr:.2g}) and check the images"
             raise ExplodedError(f"The loss became {value:.3g}: {remedy}; {KEPT}.")
         if self.scheduler is not None:
@@ -109,10 +133,14 @@ class Learner:
         return value * len(images)
 
     def validate(self, dataset: CarvanaDataset, batch_size: int = 16) -> dict[str, float]:
-        """val_loss, val_dice and val_iou: means over the images, Dice and IoU of hard masks."""
-        settings = dict(loss=LOSSES[self.recipe.loss], precision=self.precision)
-        means = evaluate(self.model, dataset, batch_size=batch_size, **settings)
-        return {f"val_{name}": float(means[name].mean()) for name in ("loss", "dice", "iou")}
+        """val_loss, val_dice, val_iou and the metrics: means over the images, of hard masks."""
+        means = self.scores(dataset, batch_size)[["loss", "dice", "iou", *self.metrics]].mean()
+        return {f"val_{name}": float(value) for name, value in means.items()}
+
+    def scores(self, dataset: CarvanaDataset, batch_size: int, rows=None) -> pd.DataFrame:
+        """The table of ``evaluate``, as the recipe trains."""
+        settings = dict(loss=self.loss, metrics=self.metrics, precision=self.precision)
+        return evaluate(self.model, dataset, rows=rows, batch_size=batch_size, **settings)
 
     def total(self, value: float) -> float:
         """The sum over all processes that train together; here there is only one."""
@@ -150,9 +178,11 @@ def train(
             started, lr = time.perf_counter(), learner.optimizer.param_groups[0]["lr"]
             learner.forward.train()
             loss = 0.0
-            for batch in learner.batches(train_sets[recipe.size_in(epoch)], batch_size, epoch):
-                loss += learner.step(*batch)
-                bar.update()
+            train_set = train_sets[recipe.size_in(epoch)]
+            with seeded(recipe.seed, epoch, learner.rank):  # what dropout draws, or an own loss
+                for batch in learner.batches(train_set, batch_size, epoch):
+                    loss += learner.step(*batch)
+                    bar.update()
             row = dict(epoch=epoch, lr=lr, train_loss=learner.total(loss) / images)
             row |= learner.validate(val_set, batch_size)
             if not math.isfinite(row["val_loss"]):

@@ -2,13 +2,13 @@
 
 import json
 import os
-from dataclasses import asdict
 from pathlib import Path
 
 import torch
 
 from unetlib.store.model_file import load_plain, save_atomically, save_model
-from unetlib.store.runs import RETRAIN, Run
+from unetlib.store.question import stored
+from unetlib.store.runs import RETRAIN, Run, best_epoch
 from unetlib.support.errors import RunError
 from unetlib.support.files import whole_file
 from unetlib.training import Learner, TrainingError
@@ -27,12 +27,13 @@ def load_state(folder: Path) -> dict:
         state = load_plain(folder / "last.pth")
         if lacking := {"model", "optimizer", "scheduler", "batch_size", "lr"} - set(state):
             raise KeyError(lacking)
-        dices = [row["val_dice"] for row in state["history"]]
-        best, best_epoch = None, dices.index(max(dices)) + 1
-        if best_epoch < len(dices) or (folder / "best.pth").exists():
+        epochs, by = len(state["history"]), f"val_{state['best_by'][0]}"
+        scores = {by: [row[by] for row in state["history"]]}
+        best, epoch = None, best_epoch(scores, state["best_by"])
+        if epoch < epochs or (folder / "best.pth").exists():
             best = load_plain(folder / "best.pth")
-        if best is not None and best["info"]["epoch"] != best_epoch:
-            if best_epoch < len(dices):
+        if best is not None and best["info"]["epoch"] != epoch:
+            if epoch < epochs:
                 raise KeyError("best.pth is of another epoch")
             best = None
         return state | dict(best=best, folder=folder.name)
@@ -52,7 +53,7 @@ def restore(learner: Learner, state: dict, folder: Path) -> None:
         # A run may go on on a machine with another memory order; fused optimizers need one order.
         for parameter, kept in learner.optimizer.state.items():
             for name, value in kept.items():
-                if value.shape == parameter.shape:
+                if isinstance(value, torch.Tensor) and value.shape == parameter.shape:
                     kept[name] = torch.empty_like(parameter).copy_(value)
         if learner.scheduler is not None:
             learner.scheduler.load_state_dict(state["scheduler"])
@@ -71,11 +72,12 @@ def write_run(run: Run, learner: Learner, first: bool, best: dict | None = None)
     Raises:
         TrainingError: the folder cannot be written; finished epochs are kept.
     """
-    folder = run.folder
+    folder, recipe = run.folder, run.recipe
     state = {name: run.details[name] for name in ("batch_size", "lr")}
     state |= dict(model=learner.model.state_dict(), optimizer=learner.optimizer.state_dict())
     state |= dict(scheduler=learner.scheduler.state_dict() if learner.scheduler else None)
-    state |= dict(history=run.history.to_dict("records"))
+    state |= dict(history=run.history.to_dict("records"), best_by=list(run.best_by))
+    state |= dict(metrics=run.details["metrics"])
     try:
         for leftover in folder.glob("*.part*"):  # of a killed process
             leftover.unlink()
@@ -83,19 +85,29 @@ def write_run(run: Run, learner: Learner, first: bool, best: dict | None = None)
         if first:
             for name in ("history.csv", "last.pth", "best.pth"):
                 (folder / name).unlink(missing_ok=True)
-        for name, content in (("recipe", asdict(run.recipe)), ("run", run.details)):
-            with whole_file(folder / f"{name}.json") as part:
-                part.write_text(json.dumps(content, indent=1), encoding="utf-8")
+        write_details(run)
         if best is not None:
             save_atomically(best, run.checkpoint)
         os.replace(folder / "next.pth", folder / "last.pth")
         if best is None and run.best_epoch == len(run.history):
-            info = dict(recipe=asdict(run.recipe), epoch=run.best_epoch, val_dice=run.best_dice)
-            save_model(run.checkpoint, learner.model, run.recipe.size, **info)
-        with whole_file(folder / "history.csv") as part:
-            run.history.to_csv(part, index=False, lineterminator="\n")
+            info = dict(recipe=stored(recipe), epoch=run.best_epoch, val_dice=run.best_dice)
+            info |= dict(size=recipe.size, colour=recipe.colour)
+            save_model(run.checkpoint, learner.model, **info)
+        write_history(run)
     except OSError as error:
         raise unwritable(folder, error) from None
+
+
+def write_details(run: Run) -> None:
+    """``recipe.json`` and ``run.json``."""
+    for name, content in (("recipe", stored(run.recipe)), ("run", run.details)):
+        with whole_file(run.folder / f"{name}.json") as part:
+            part.write_text(json.dumps(content, indent=1), encoding="utf-8")
+
+
+def write_history(run: Run) -> None:
+    with whole_file(run.folder / "history.csv") as part:
+        run.history.to_csv(part, index=False, lineterminator="\n")
 
 
 def unwritable(folder: Path, error: OSError) -> TrainingError:

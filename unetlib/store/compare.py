@@ -2,14 +2,15 @@
 
 import shutil
 from collections.abc import Iterable, Mapping
-from dataclasses import asdict
 from operator import index
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 
-from unetlib.store.runs import Run, find_runs, run_lock
+from unetlib.recipe import BUILT_IN
+from unetlib.store.question import name_of
+from unetlib.store.runs import HISTORY, Run, find_runs, run_lock
 from unetlib.support import folders
 from unetlib.support.errors import RunError
 from unetlib.support.memory import clear_cache
@@ -26,20 +27,29 @@ def compare_runs(runs: Mapping[str, Run] | Iterable[Run] | None = None) -> pd.Da
         runs: by name, or a list; None: all in the runs folder.
 
     Returns:
-        Index: the given name, or the run's. Columns: differing settings (also data and profile),
-        best_dice, best_iou, best_epoch, epochs (finished ones, as ``3/10`` if stopped), seconds,
+        Index: the given name, or the run's. Columns: differing settings (also data and profile; own
+        code by its name, with its hash where that differs), best_dice, best_iou, further metrics of
+        the kept model, best_epoch, epochs (finished ones, as ``3/10`` if stopped), seconds,
         images_per_second.
     """
     if not isinstance(runs, Mapping):
         runs = {run.folder.name: run for run in (find_runs() if runs is None else runs)}
     facts = [{name: run.details[name] for name in ("data", "profile")} for run in runs.values()]
-    rows = [asdict(run.recipe) | fact for run, fact in zip(runs.values(), facts, strict=True)]
+    rows = [vars(run.recipe) | fact for run, fact in zip(runs.values(), facts, strict=True)]
     settings = pd.DataFrame(rows, index=list(runs))
-    differing = settings.loc[:, settings.astype(str).nunique() > 1]
+    codes = [run.details.get("question", {}).get("code", {}) for run in runs.values()]
+    for setting in BUILT_IN if len(settings) else ():
+        names = settings[setting].map(name_of)
+        hashes = pd.Series([code.get(setting) for code in codes], names.index, str)
+        several = hashes.groupby(names).transform("nunique") > 1
+        settings[setting] = names.where(~several, names + " " + hashes.str[:4])
+    differing = settings.loc[:, settings.map(str).nunique() > 1]
     differing = differing.drop(columns="epochs", errors="ignore")
-    names = ("best_dice", "best_iou", "best_epoch", "epochs", "seconds", "images_per_second")
+    names = ("best_epoch", "epochs", "seconds", "images_per_second")
     results = [
-        {name: getattr(run, name, None) for name in names}
+        dict(best_dice=run.best_dice, best_iou=run.best_iou)
+        | {name[4:]: run.at_best(name) for name in run.history.columns if name not in HISTORY}
+        | {name: getattr(run, name, None) for name in names}
         | dict(epochs=f"{len(run.history)}" + f"/{run.recipe.epochs}" * (not run.finished))
         for run in runs.values()
     ]

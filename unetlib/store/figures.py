@@ -4,6 +4,7 @@ As in ``plots``, every function returns its figure, closed.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
+from itertools import cycle
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -18,7 +19,7 @@ from matplotlib.ticker import MaxNLocator
 from unetlib.plots import CAR, DPI, MISSED, show_images
 from unetlib.store.compare import compare_runs
 from unetlib.store.lr_find import steepest_lr
-from unetlib.store.runs import Run
+from unetlib.store.runs import HISTORY, Run
 
 
 def show_predictions(
@@ -71,7 +72,12 @@ def _draw_history(left: Axes, right: Axes, runs: Mapping[str, Run]) -> None:
         epochs, style = run.history["epoch"], dict(color=f"C{colour}", marker=".")
         left.plot(epochs, run.history["train_loss"], label=f"{name} train".strip(), **style)
         left.plot(epochs, run.history["val_loss"], "--", label=f"{name} val".strip(), **style)
-        right.plot(epochs, run.history["val_dice"], label=name or "validation", **style)
+        right.plot(epochs, run.history["val_dice"], label=name or "Dice", **style)
+        for column, line in zip(
+            run.history.columns.difference(HISTORY), cycle((":", "-.")), strict=False
+        ):
+            label = f"{name} {column[4:]}".strip()
+            right.plot(epochs, run.history[column], line, label=label, **style)
     left.set(xlabel="epoch", ylabel="loss", title="Loss: lower is better")
     right.set(xlabel="epoch", ylabel="Dice", title="Validation Dice: higher is better")
     for axis in (left, right):

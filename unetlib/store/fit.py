@@ -8,9 +8,9 @@ speed and nothing else (but see ``SharedLearner`` on batch normalisation).
 import math
 import signal
 import threading
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
-from dataclasses import asdict, replace
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager, suppress
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -20,24 +20,25 @@ import torch._dynamo  # optimizers import it late, and a stop in the middle of t
 from accelerate import Accelerator
 from accelerate.utils import broadcast_object_list
 
-from unetlib import config
 from unetlib.dataset import CarvanaDataset, to_tensor
-from unetlib.device import autocast
-from unetlib.metrics import evaluating
+from unetlib.device import autocast, pick_device
+from unetlib.metrics import evaluate
+from unetlib.model import evaluating
 from unetlib.pictures import DataError
 from unetlib.recipe import Recipe
-from unetlib.store.checkpoint import load_state, restore, unwritable, write_run
-from unetlib.store.runs import (
-    FORMAT,
-    HISTORY,
-    Run,
-    find_runs,
-    load_run,
-    run_folder,
-    run_lock,
-    versions,
+from unetlib.store.checkpoint import (
+    load_state,
+    restore,
+    unwritable,
+    write_details,
+    write_history,
+    write_run,
 )
+from unetlib.store.model_file import load_plain
+from unetlib.store.question import code_hash, question_of
+from unetlib.store.runs import HISTORY, Run, find_runs, load_run, run_folder, run_lock, versions
 from unetlib.support.cache import decode_once
+from unetlib.support.errors import ModelFileError
 from unetlib.support.memory import fingerprint
 from unetlib.support.processes import begin, settle_batch_size, start_accelerator
 from unetlib.support.speed import memory_kept, out_of_memory_named
@@ -50,10 +51,16 @@ def fit(
     recipe: Recipe,
     train: pd.DataFrame,
     val: pd.DataFrame,
-    on_epoch: Callable[[Run], None] | None = None,
+    on_epoch: Callable[[Run], object] | None = None,
     retrain: bool = False,
+    *,
+    metrics: Mapping[str, Callable] | None = None,
+    best_by: tuple[str, str] = ("dice", "max"),
 ) -> Run:
-    """Train a U-Net by a recipe; a finished run of the same question is returned at once.
+    """Train a network by a recipe; a finished run of the same question is returned at once.
+
+    The question is recipe, data, profile and the code that is running: the recipe's own, and
+    unetlib's. Edited code is another run.
 
     Interrupted while it trains (stop button, Ctrl-C, SIGTERM), it returns the run with its finished
     epochs; killed, it loses the epoch it was in. Calling ``fit`` again goes on after the last
@@ -63,10 +70,15 @@ def fit(
     Args:
         recipe: all settings.
         train, val: sample tables (rows of ``find_samples`` with masks).
-        on_epoch: called with the run after every epoch, for example ``LiveFigure()``.
+        on_epoch: called with the run after every epoch, for example ``LiveFigure()``; if it returns
+            True, the training stops there, and ``fit`` again goes on.
         retrain: train again even if the run is finished.
+        metrics: further columns of the history by name, see ``evaluate``. They only watch; of a
+            finished run that lacks one, the kept model is scored.
+        best_by: the epoch to keep: ``dice``, ``iou``, ``loss`` or a metric, and ``max`` or ``min``.
 
     Raises:
+        ValueError: an impossible ``best_by``; or own code that gives what it must not.
         TrainingError: the loss is not a number or explodes, a batch does not fit in memory, or the
             run's files cannot be written. Finished epochs are kept.
         RunError: the files of the run to go on from are damaged.
@@ -75,22 +87,32 @@ def fit(
     for name, table in (("train", train), ("val", val)):
         if table.empty:
             raise DataError(f"The sample table {name!r} has no rows: choose another split.")
+    metrics, best_by = dict(metrics or {}), tuple(best_by)
+    columns = ("dice", "iou", "loss", *metrics)
+    if len(best_by) != 2 or best_by[0] not in columns or best_by[1] not in ("max", "min"):
+        known = ", ".join(columns)
+        raise ValueError(f"best_by={best_by}: give one of {known}, and 'max' or 'min'.")
     accelerator = start_accelerator()
     data = f"{fingerprint(train)}-{fingerprint(val)}"
-    folder = run_folder(recipe, data)
+    question = question_of(recipe, data, best_by, metrics)
+    folder = run_folder(question)
     with _alone(folder, accelerator), _stop_on_sigterm():
         found = None, None
         if accelerator.is_main_process:
-            found = _look_up(recipe, data, folder, retrain)
+            finished, state = _look_up(recipe, question, folder, retrain)
+            if finished is not None and metrics:
+                _score_kept(replace(finished, recipe=recipe), val, metrics)
+            found = finished, state
         run, state = broadcast_object_list([found])[0]
         if run is not None:
-            return run
+            return replace(run, recipe=recipe)
+        work = recipe, train, val, question, folder, state
         with memory_kept(accelerator.device):
-            return _train(recipe, train, val, data, folder, state, on_epoch, accelerator)
+            return _train(*work, on_epoch, metrics, accelerator)
 
 
 def _look_up(
-    recipe: Recipe, data: str, folder: Path, retrain: bool
+    recipe: Recipe, question: dict, folder: Path, retrain: bool
 ) -> tuple[Run | None, dict | None]:
     """The finished run, or the state to go on from, if there is either."""
     if retrain:
@@ -105,18 +127,17 @@ def _look_up(
         state = load_state(folder)
         print(f"run {folder.name}: goes on after epoch {len(state['history'])}")
         return None, state
-    same = (data, config.profile().name, FORMAT)
-    shorter = [
-        run
+    asked = _without(question, "epochs")
+    runs = [
+        (_without(run.details["question"], "epochs"), run)
         for run in find_runs()
-        if len(run.history) < recipe.epochs
-        and asdict(run.recipe) | dict(epochs=recipe.epochs) == asdict(recipe)
-        and tuple(run.details.get(name) for name in ("data", "profile", "format")) == same
+        if "question" in run.details
     ]
+    shorter = [run for other, run in runs if other == asked and len(run.history) < recipe.epochs]
     for run in sorted(shorter, key=lambda run: -len(run.history)):
         name = run.folder.name
-        if recipe.schedule == "one_cycle":
-            why = f"its one_cycle schedule was planned for {run.recipe.epochs} epochs"
+        if recipe.schedule != "constant":
+            why = f"its schedule was planned for {run.recipe.epochs} epochs"
             print(f"run {folder.name}: cannot go on from {name}, {why}; training from the start")
             break
         # Its files belong together only while nobody writes them.
@@ -125,25 +146,69 @@ def _look_up(
             if held and len(state["history"]) < recipe.epochs:
                 print(f"run {folder.name}: goes on from {name}, epoch {len(state['history'])}")
                 return None, state
+    for other, run in reversed(runs):
+        if other | dict(code=0) == asked | dict(code=0) and other["code"] != asked["code"]:
+            code = asked["code"].items()
+            changed = [name for name, found in code if other["code"].get(name) != found]
+            print(f"run {folder.name}: new, other code than run {run.folder.name}: {changed}")
+            break
     return None, None
 
 
-def _train(recipe, train_rows, val_rows, data, folder, state, on_epoch, accelerator) -> Run:
+def _without(question: dict, setting: str) -> dict:
+    settings = {name: value for name, value in question["settings"].items() if name != setting}
+    return question | dict(settings=settings)
+
+
+def _score_kept(run: Run, val: pd.DataFrame, metrics: Mapping[str, Callable]) -> None:
+    """Add what a finished run lacks of these metrics: of the kept model, the only one there is."""
+    known, hashes = run.details.get("metrics", {}), _hashes(metrics)
+    lacking = {name: metrics[name] for name in metrics if known.get(name) != hashes[name]}
+    if not lacking:
+        return
+    recipe, kept = run.recipe, run.history["epoch"] == run.best_epoch
+    val_set = CarvanaDataset(val, recipe.size, decode=decode_once, colour=recipe.colour)
+    table = evaluate(run.model().to(pick_device()), val_set, metrics=lacking)
+    for name in lacking:
+        run.history[f"val_{name}"] = np.where(kept, table[name].mean(), np.nan)
+    run.details["metrics"] = known | hashes
+    with suppress(OSError):  # a run that cannot be written can be looked at all the same
+        write_details(run)
+        write_history(run)
+    scored = f"{', '.join(lacking)} scored for its kept model, of epoch {run.best_epoch}"
+    print(f"run {run.folder.name}: {scored}")
+
+
+def _hashes(metrics: Mapping[str, Callable]) -> dict[str, str]:
+    return {name: code_hash(metric) for name, metric in metrics.items()}
+
+
+def _train(
+    recipe, train_rows, val_rows, question, folder, state, on_epoch, metrics, accelerator
+) -> Run:
     """The epochs that are still to do."""
     main, device = accelerator.is_main_process, accelerator.device
     with accelerator.local_main_process_first():  # decode once, then share the cache
-        train_sets = {
-            size: CarvanaDataset(train_rows, size, recipe.mask, recipe.augment, decode_once)
-            for size in {recipe.size_in(1), recipe.size}
-        }
-        val_set = CarvanaDataset(val_rows, recipe.size, decode=decode_once)
+        settings = recipe.mask, recipe.augment, decode_once, recipe.colour
+        sizes = {recipe.size_in(1), recipe.size}
+        train_sets = {size: CarvanaDataset(train_rows, size, *settings) for size in sizes}
+        val_set = CarvanaDataset(val_rows, recipe.size, decode=decode_once, colour=recipe.colour)
     if state is None:
         batch_size, lr = settle_batch_size(recipe, len(train_rows), accelerator)
     else:
         batch_size, lr = state["batch_size"], state["lr"]
     steps = recipe.epochs * math.ceil(len(train_rows) / batch_size)
-    learner = begin(recipe, steps, lr, accelerator)
-    details = dict(format=FORMAT, profile=config.profile().name, data=data, device=str(device))
+    try:
+        if recipe.start_from is not None:
+            load_plain(recipe.start_from)  # says what is wrong with the file
+        learner = begin(recipe, steps, lr, accelerator, metrics)
+    except (RuntimeError, KeyError) as error:
+        if recipe.start_from is None:
+            raise
+        problem = "its weights do not fit the recipe's network"
+        raise ModelFileError(f"{recipe.start_from}: {problem}; choose another file.") from error
+    details = {name: question[name] for name in ("profile", "data")} | dict(question=question)
+    details |= dict(device=str(device), metrics=_hashes(metrics))
     details |= dict(processes=accelerator.num_processes, precision=learner.precision)
     details |= dict(batch_size=batch_size, lr=lr, versions=versions())
     details |= dict(train_images=len(train_rows), train_ids=list(train_rows["id"]))
@@ -151,13 +216,17 @@ def _train(recipe, train_rows, val_rows, data, folder, state, on_epoch, accelera
     run = Run(folder, recipe, pd.DataFrame(columns=HISTORY, dtype=float), details)
     if state is not None:
         restore(learner, state, folder)
-        run.history = pd.DataFrame(state["history"], columns=HISTORY)
+        before, now = state["metrics"], details["metrics"]
+        other = [f"val_{name}" for name in before if before[name] != now.get(name, before[name])]
+        run.history = pd.DataFrame(state["history"]).drop(columns=other)
+        details["metrics"] = before | now
         if main:
             write_run(run, learner, first=state["folder"] != folder.name, best=state["best"])
-    rows = train(learner, train_sets, val_set, batch_size, first_epoch=len(run.history) + 1)
+    rows, stop = train(learner, train_sets, val_set, batch_size, len(run.history) + 1), False
     try:
         with out_of_memory_named(batch_size, recipe.size, device):
-            for row in rows:
+            while not (run.finished or stop):
+                row = next(rows)
                 history = pd.concat([run.history, pd.DataFrame([row])], ignore_index=True)
                 if main:
                     first = state is None and row["epoch"] == 1
@@ -165,12 +234,18 @@ def _train(recipe, train_rows, val_rows, data, folder, state, on_epoch, accelera
                 run.history = history
                 if on_epoch is not None and main:
                     run.preview = _preview(learner, val_set)
-                    on_epoch(run)
+                    answer = on_epoch(run)
+                    stop = isinstance(answer, (bool, np.bool_)) and bool(answer)
+                (stop,) = broadcast_object_list([stop])
         accelerator.wait_for_everyone()
     except KeyboardInterrupt:
-        rows.close()  # its progress bar, before the line below
-        if main:
-            print(f"stopped after epoch {len(run.history)} of {recipe.epochs}: fit again to go on")
+        pass
+    rows.close()  # its progress bar, before the lines below
+    done = f"stopped after epoch {len(run.history)} of {recipe.epochs}"
+    if main and not run.finished:
+        print(f"{done}: fit again to go on")
+    elif main and len(run.history) < recipe.epochs:
+        print(f"{done}: none of the last {recipe.patience} was better than epoch {run.best_epoch}")
     return run
 
 

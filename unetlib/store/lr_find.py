@@ -34,7 +34,8 @@ def lr_find(
         TrainingError: the loss explodes within the first steps, or a batch does not fit in memory.
     """
     batch_size = 16 if recipe.batch_size == "auto" else recipe.batch_size
-    dataset = CarvanaDataset(train, recipe.size, recipe.mask, recipe.augment, decode_once)
+    settings = recipe.size, recipe.mask, recipe.augment, decode_once, recipe.colour
+    dataset = CarvanaDataset(train, *settings)
     learner = Learner(replace(recipe, schedule="constant"), steps)
     epochs = (learner.batches(dataset, batch_size, epoch) for epoch in count(1))
     batches, rows, average = chain.from_iterable(epochs), [], 0.0

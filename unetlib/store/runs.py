@@ -1,7 +1,7 @@
 """Training runs on disk: name one, open one, list all. Costs no import of PyTorch.
 
-A run lives in ``runs/<hash>/``; the hash covers recipe, data and profile, so that the same question
-is answered at once and a changed number trains a run of its own:
+A run lives in ``runs/<hash>/``; the hash covers recipe, code, data and profile, so that the same
+question is answered at once and a changed number, or line, trains a run of its own:
 
     recipe.json   the settings            last.pth      everything needed to go on
     run.json      data, device, versions  history.csv   a line per finished epoch, written last:
@@ -13,7 +13,7 @@ import json
 import platform
 import time
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -22,17 +22,17 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pandas as pd
 
-from unetlib import __version__, config
-from unetlib.recipe import Recipe
+from unetlib import __version__
+from unetlib.recipe import Recipe, resolve
+from unetlib.store.question import MissingCode, restored
 from unetlib.support import folders
 from unetlib.support.errors import ModelFileError, RunError
 from unetlib.support.files import locked
 
 if TYPE_CHECKING:
-    from unetlib.model import UNet
+    from torch import nn
 
 RETRAIN = "train again with fit(..., retrain=True)."  # the remedy for damaged runs
-FORMAT = 2  # of the folder and of what training means; runs of another are listed, never resumed
 HISTORY = ["epoch", "lr", "train_loss", "val_loss", "val_dice", "val_iou", "seconds"]
 
 
@@ -41,12 +41,8 @@ def versions() -> dict[str, str]:
     return dict(unetlib=__version__, torch=version("torch"), python=platform.python_version())
 
 
-def run_folder(recipe: Recipe, data: str) -> Path:
-    """The home of the run that answers this recipe on this data in the current profile.
-
-    Only what differs from the baseline counts, so that a setting added later leaves old runs alone.
-    """
-    question = [FORMAT, recipe.changes, data, config.profile().name]
+def run_folder(question: dict) -> Path:
+    """The home of the run that answers a question (``question.question_of``)."""
     digest = hashlib.sha256(json.dumps(question, sort_keys=True).encode())
     return folders.runs_dir() / digest.hexdigest()[:12]
 
@@ -64,9 +60,9 @@ class Run:
         folder: its home ``runs/<hash>/``.
         recipe: its settings.
         history: a row per finished epoch: epoch, lr (at its start), train_loss, val_loss, val_dice,
-            val_iou, seconds.
+            val_iou, further metrics (nan where they were not asked for), seconds.
         details: device, precision, batch_size, lr, processes, train_ids, val_ids, train_images,
-            profile, data, versions, format.
+            profile, data, versions, question, metrics (hashes of their code).
         preview: while training, of four validation images after the latest epoch: images,
             coverage, probabilities, each ``(4, H, W)``; otherwise None.
     """
@@ -79,7 +75,14 @@ class Run:
 
     @property
     def finished(self) -> bool:
-        return len(self.history) >= self.recipe.epochs
+        """Whether all epochs are done, or ``patience`` has ended the run early."""
+        waited, patience = len(self.history) - self.best_epoch, self.recipe.patience
+        return len(self.history) >= self.recipe.epochs or bool(patience and waited >= patience)
+
+    @property
+    def best_by(self) -> tuple[str, str]:
+        """The score by which the best epoch is chosen, and ``max`` or ``min``."""
+        return tuple(self.details.get("question", {}).get("best_by", ("dice", "max")))
 
     @property
     def checkpoint(self) -> Path:
@@ -94,20 +97,21 @@ class Run:
 
     @property
     def best_epoch(self) -> int:
-        """The epoch of the best validation Dice; 0 before the first epoch is finished."""
-        if self.history.empty:
-            return 0
-        return int(self.history.loc[self.history["val_dice"].idxmax(), "epoch"])
+        """The first epoch that was the best by ``best_by``; 0 before the first one is finished."""
+        return best_epoch(self.history.to_dict("list"), self.best_by)
+
+    def at_best(self, column: str) -> float:
+        """A column of the history in the best epoch, whose model is kept; nan without one."""
+        return float(self.history[column].where(self.history["epoch"] == self.best_epoch).max())
 
     @property
     def best_dice(self) -> float:
-        """Best validation Dice: mean over images, hard masks, at the recipe's size."""
-        return float(self.history["val_dice"].max())
+        """Validation Dice of the kept model: mean over images, hard masks, at the recipe's size."""
+        return self.at_best("val_dice")
 
     @property
     def best_iou(self) -> float:
-        """IoU in the epoch of the best Dice."""
-        return float(self.history["val_iou"].where(self.history["epoch"] == self.best_epoch).max())
+        return self.at_best("val_iou")
 
     @property
     def seconds(self) -> float:
@@ -128,28 +132,40 @@ class Run:
     train_ids = property(lambda self: self.details["train_ids"])
     val_ids = property(lambda self: self.details["val_ids"])
 
-    def model(self, which: str = "best") -> "UNet":
-        """The trained U-Net, on the CPU in evaluation mode; ``which`` is ``best`` or ``last``.
+    def model(self, which: str = "best", network: Callable | None = None) -> "nn.Module":
+        """The trained network, on the CPU in evaluation mode; ``which`` is ``best`` or ``last``.
+
+        Args:
+            network: of a run with an own network that was trained by another program.
 
         Raises:
-            ModelFileError: no epoch is finished yet, or the file is damaged.
+            ModelFileError: no epoch is finished yet, or the file is damaged, or needs ``network``.
             RunError: another word.
         """
-        from unetlib.model import UNet  # here: whoever only lists runs needs no PyTorch
-        from unetlib.store.model_file import load_model, load_plain
+        from unetlib.store.model_file import load_model, load_plain  # here: PyTorch is slow
 
         if which not in ("best", "last"):
             raise RunError(f"{self.folder}: no model {which!r}: ask for 'best' or 'last'.")
-        best = self.checkpoint
-        try:
-            if which == "best":
-                return load_model(best)[0]
-            model = UNet(**self.recipe.network)
-            model.load_state_dict(load_plain(self.folder / "last.pth")["model"])
-            return model.eval()
-        except (ModelFileError, RuntimeError, KeyError):
-            path, why = self.folder / f"{which}.pth", "missing, damaged or of another unetlib"
-            raise ModelFileError(f"{path}: {why}; {RETRAIN}") from None
+        model, _ = load_model(self.checkpoint, network or self.network)
+        if which == "last":
+            path = self.folder / "last.pth"
+            try:
+                model.load_state_dict(load_plain(path)["model"])
+            except (RuntimeError, KeyError):
+                raise ModelFileError(f"{path}: damaged, or of another unetlib; {RETRAIN}") from None
+        return model
+
+    @property
+    def network(self) -> Callable | None:
+        """What makes an own network; None for the U-Net, and where its code is missing."""
+        own = self.recipe.network
+        return None if own == "unet" or isinstance(own, MissingCode) else resolve("network", own)
+
+
+def best_epoch(history: Mapping[str, Sequence[float]], best_by: Sequence[str]) -> int:
+    """The number of the first best epoch of a history given by columns, 0 if it is empty."""
+    scores = np.array(history[f"val_{best_by[0]}"], float) * (1 if best_by[1] == "max" else -1)
+    return int(np.nan_to_num(scores, nan=-np.inf).argmax()) + 1 if len(scores) else 0
 
 
 def load_run(folder: str | Path) -> Run:
@@ -176,16 +192,16 @@ def _open(folder: Path) -> Run:
         texts = ((folder / name).read_text("utf-8") for name in ("recipe.json", "run.json"))
         settings, details = map(json.loads, texts)
         settings.pop("sha256", None)
-        finite = np.isfinite(history.astype(float)).all(axis=None)
-        if list(history.columns) != HISTORY or history.empty or not finite:
+        finite = np.isfinite(history[HISTORY].astype(float)).all(axis=None)
+        if history.empty or not finite:
             raise ValueError("history.csv was changed or damaged")
         missing = {"data", "profile", "train_images", "versions"} - set(details)
         if missing or set(versions()) - set(details["versions"]) or details["train_images"] < 1:
             raise ValueError("run.json is incomplete")
-        return Run(folder, Recipe(**settings), history, details)
+        return Run(folder, restored(settings), history, details)
     except PermissionError:  # on Windows, while it is being written
         raise
-    except (OSError, ValueError, TypeError, AttributeError) as error:
+    except (OSError, ValueError, TypeError, AttributeError, KeyError) as error:
         reason = " ".join(str(error).split())
         raise RunError(f"{folder}: not a readable run ({reason}); {RETRAIN}") from None
 

@@ -11,12 +11,10 @@ import torch
 from accelerate import Accelerator
 from accelerate.utils import InitProcessGroupKwargs, gather_object
 from torch import nn
-from torch.utils.data import DataLoader
 
 from unetlib.dataset import CarvanaDataset
 from unetlib.device import pick_device
-from unetlib.losses import LOSSES
-from unetlib.metrics import evaluate
+from unetlib.pictures import sides
 from unetlib.recipe import Recipe
 from unetlib.training import Learner, TrainingError
 
@@ -45,10 +43,10 @@ class SharedLearner(Learner):
     are each process's own, and averaged before they are used.
     """
 
-    def __init__(self, recipe: Recipe, total_steps: int, lr: float, accelerator: Accelerator):
+    def __init__(self, recipe: Recipe, total_steps: int, lr: float, accelerator, metrics=None):
         self.accelerator = accelerator
         self.rank, self.world_size = accelerator.process_index, accelerator.num_processes
-        super().__init__(recipe, total_steps, lr, accelerator.device)
+        super().__init__(recipe, total_steps, lr, accelerator.device, metrics)
 
     def wrap(self, model: nn.Module) -> nn.Module:
         if self.device.type == "cuda":
@@ -58,12 +56,9 @@ class SharedLearner(Learner):
         return wrapped
 
     def batches(self, dataset: CarvanaDataset, batch_size: int, epoch: int) -> Iterator:
-        whole = super().batches(dataset, batch_size, epoch).batch_sampler
-        # A process for which nothing is left gets the batch's first image, to stay in step.
-        shares = [rows[self.rank :: self.world_size] or rows[:1] for rows in whole]
-        settings = dict(pin_memory=self.device.type == "cuda", generator=torch.Generator())
-        loader = DataLoader(dataset, batch_sampler=shares, **settings)
-        for rows, batch in zip(whole, loader, strict=True):
+        dataset.share = slice(self.rank, None, self.world_size)
+        loader = super().batches(dataset, batch_size, epoch)
+        for rows, batch in zip(loader.batch_sampler, loader, strict=True):
             self.batch = len(rows)  # images of all processes
             yield batch
 
@@ -76,24 +71,21 @@ class SharedLearner(Learner):
     def total(self, value: float) -> float:
         return sum(gather_object([value]))
 
-    def validate(self, dataset: CarvanaDataset, batch_size: int = 16) -> dict[str, float]:
+    def scores(self, dataset: CarvanaDataset, batch_size: int, rows=None) -> pd.DataFrame:
         with torch.no_grad():
             for buffer in self.model.buffers():
                 buffer.copy_(self.accelerator.reduce(buffer.double(), "mean"))
-        settings = dict(loss=LOSSES[self.recipe.loss], precision=self.precision)
-        settings |= dict(rows=range(self.rank, len(dataset), self.world_size))
-        share = max(1, batch_size // self.world_size)
-        table = evaluate(self.model, dataset, batch_size=share, **settings)
+        mine, share = range(self.rank, len(dataset), self.world_size), batch_size // self.world_size
+        table = super().scores(dataset, max(1, share), mine)
         # In the order of the rows, whoever judged them: exactly the single process's means.
-        scores = pd.concat(gather_object([table])).sort_index()
-        return {f"val_{name}": float(scores[name].mean()) for name in ("loss", "dice", "iou")}
+        return pd.concat(gather_object([table])).sort_index()
 
 
-def begin(recipe: Recipe, total_steps: int, lr: float, accelerator: Accelerator) -> Learner:
+def begin(recipe: Recipe, total_steps: int, lr: float, accelerator, metrics=None) -> Learner:
     """The learner of this process, alone or one of several."""
     if accelerator.num_processes == 1:
-        return Learner(recipe, total_steps, lr, accelerator.device)
-    return SharedLearner(recipe, total_steps, lr, accelerator)
+        return Learner(recipe, total_steps, lr, accelerator.device, metrics)
+    return SharedLearner(recipe, total_steps, lr, accelerator, metrics)
 
 
 def settle_batch_size(recipe: Recipe, images: int, accelerator: Accelerator) -> tuple[int, float]:
@@ -114,17 +106,16 @@ def settle_batch_size(recipe: Recipe, images: int, accelerator: Accelerator) -> 
     constant = replace(recipe, schedule="constant")
     fitting = 2 ** int(math.log2(max(1, images // FEWEST_STEPS / accelerator.num_processes)))
     while fitting:
-        example = torch.zeros(fitting, 1, recipe.size, recipe.size)
+        images = torch.zeros(fitting, recipe.channels, *sides(recipe.size))
         try:
             learner = Learner(constant, 2, device=accelerator.device)  # alone: others may differ
             for _ in range(2):  # the optimizer's memory comes with the first step
-                learner.step(example, example)
+                learner.step(images, images[:, :1])
             break
         except torch.OutOfMemoryError:
             fitting //= 2
     torch.cuda.empty_cache()
     batch_size = accelerator.num_processes * min(gather_object([fitting]))
     if not batch_size:
-        one = f"one image of {recipe.size}x{recipe.size} pixels"
-        raise TrainingError(f"Not even {one} fits in the GPU's memory: lower size or widths.")
+        raise TrainingError("Not even one image fits in the GPU's memory: lower size or widths.")
     return batch_size, recipe.lr * math.sqrt(batch_size / BASE_BATCH)

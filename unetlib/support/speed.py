@@ -16,12 +16,12 @@ _keeping = False  # inside of a memory_kept block
 
 
 @contextmanager
-def out_of_memory_named(images: int, side: int, device: torch.device) -> Iterator[None]:
+def out_of_memory_named(images: int, size, device: torch.device) -> Iterator[None]:
     """The many errors of too little memory, as one ``TrainingError``.
 
     Args:
         images: the batch size.
-        side: of the images, in pixels.
+        size: of the images in pixels, as in a recipe.
     """
     try:
         yield
@@ -29,7 +29,7 @@ def out_of_memory_named(images: int, side: int, device: torch.device) -> Iterato
         says_so = any(words in str(error) for words in OUT_OF_MEMORY)
         if not says_so and not isinstance(error, (MemoryError, torch.OutOfMemoryError)):
             raise
-        what = f"{images} images of {side}x{side} pixels at once do not fit in the memory of the"
+        what = f"{images} images of size={size} at once do not fit in the memory of the"
         remedy = f"lower batch_size, size or widths; {KEPT}"
         raise TrainingError(f"{what} {device.type.upper()}: {remedy}.") from None
 

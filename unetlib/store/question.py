@@ -1,0 +1,90 @@
+"""What a run is the answer to: settings, code, data, profile; and how a recipe is written down."""
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
+from pathlib import Path
+
+from unetlib import config
+from unetlib.pictures import DataError
+from unetlib.recipe import BUILT_IN, Recipe, resolve
+from unetlib.store.code import code_hash, label
+from unetlib.support.errors import RunError
+
+FORMAT = 3  # of a run's folder and of what training means; runs of another are never resumed
+
+
+@dataclass(frozen=True)
+class MissingCode:
+    """Code of a stored run that this program has not been given: its name and its hash."""
+
+    setting: str
+    name: str
+    code: str
+
+    def __call__(self, *_, **__):
+        remedy = f"define it, and pass it: Recipe({self.setting}={self.name})"
+        raise RunError(f"{self.setting} {self.name!r} is code of another program; {remedy}.")
+
+    def __repr__(self) -> str:
+        return f"<{self.name} {self.code[:4]}>"
+
+
+def stored(recipe: Recipe) -> dict:
+    """A recipe's settings as JSON can hold them: own code by its name and hash."""
+    settings = {field.name: getattr(recipe, field.name) for field in fields(recipe)}
+    for setting, names in BUILT_IN.items():
+        value = settings[setting]
+        if not isinstance(value, str) or value not in names:
+            settings[setting] = dict(name=name_of(value), code=_code(setting, value))
+    return settings
+
+
+def name_of(value) -> str:
+    """What tables call a setting that takes code."""
+    return value.name if isinstance(value, MissingCode) else label(value)
+
+
+def restored(settings: dict) -> Recipe:
+    """The recipe that ``stored`` has written down; its own code is missing."""
+    return Recipe(
+        **{
+            name: MissingCode(name, **value) if isinstance(value, dict) else value
+            for name, value in settings.items()
+        }
+    )
+
+
+def question_of(recipe: Recipe, data: str, best_by: tuple[str, str], metrics: Mapping) -> dict:
+    """All that a run's name covers, as JSON can hold it.
+
+    Of the settings, only what differs from the baseline, so that one added later leaves old runs
+    alone; own code by its hash alone, so that it may be registered or passed, and renamed.
+
+    Raises:
+        RunError: code that cannot be hashed. DataError: no such file to start from.
+    """
+    from unetlib.training import Learner, train  # here: whoever only lists runs needs no PyTorch
+
+    settings = {name: value for name, value in recipe.changes.items() if name not in BUILT_IN}
+    if recipe.start_from is not None:
+        try:
+            content = Path(recipe.start_from).read_bytes()
+        except OSError as error:
+            what = f"start_from={recipe.start_from}: {error.strerror}"
+            raise DataError(f"{what}; give a run or a model file.") from None
+        settings["start_from"] = hashlib.sha256(content).hexdigest()[:16]
+    code = {setting: _code(setting, getattr(recipe, setting)) for setting in BUILT_IN}
+    code["training"] = code_hash((train, Learner))
+    if best_by[0] in metrics:
+        code["best_by"] = code_hash(metrics[best_by[0]])
+    question = dict(format=FORMAT, settings=settings, code=code, best_by=list(best_by))
+    question |= dict(data=data, profile=config.profile().name)
+    return json.loads(json.dumps(question))  # as it is found again in run.json
+
+
+def _code(setting: str, value) -> str:
+    if isinstance(value, MissingCode):
+        return value.code
+    return code_hash(resolve(setting, value))
