@@ -10,6 +10,7 @@ import os
 import sys
 from bisect import bisect_left
 from collections.abc import Iterator
+from contextlib import suppress
 from functools import cached_property, lru_cache, partial
 from hashlib import sha256
 from importlib import import_module, metadata
@@ -22,11 +23,16 @@ _SCALARS = (str, bytes, int, float, complex, bool, type(None), type(...), type(N
 _OF_A_MODULE = {"__name__", "__file__", "__doc__", "__spec__", "__package__", "__path__"}
 _OF_A_BODY = {"__doc__", "__qualname__", "__firstlineno__", "__static_attributes__"}
 # Of a class: where it stands, what it says, and what follows from the rest or is set by use.
-_OF_A_CLASS = _OF_A_BODY | set(
-    "__module__ __dict__ __weakref__ __annotations__ __annotate__ __annotate_func__ __parameters__"
-    " __annotations_cache__ _abc_impl __dataclass_fields__ __dataclass_params__"
-    " _value2member_map_".split()
-)
+_OF_A_CLASS = _OF_A_BODY | {"__module__", "__dict__", "__weakref__", "__parameters__", "_abc_impl"}
+_OF_A_CLASS |= {"__annotations__", "__annotate__", "__annotate_func__", "__annotations_cache__"}
+_OF_A_CLASS |= {"__dataclass_fields__", "__dataclass_params__", "_value2member_map_"}
+_WRAPPERS = {
+    MethodType: "__func__ __self__",
+    staticmethod: "__func__",
+    classmethod: "__func__",
+    property: "fget fset fdel",
+    cached_property: "func",
+}
 _NAMED_BY_TORCH = {"dtype", "layout", "memory_format", "OpOverload", "OpOverloadPacket"}
 _JUMPS = {*dis.hasjrel, *dis.hasjabs}
 # What counts of the library's own globals, beside what can be called: no registries, caches, locks.
@@ -96,11 +102,201 @@ def _digest(tag: str, *parts: bytes) -> bytes:
 
 
 def _refusal(chain: list[tuple[str, object]]) -> str:
-    (_, first), (_, last) = chain[0], chain[-1]
     way = " of ".join(f"`{step}`" for step, _ in reversed(chain) if step)
-    uses = f"{label(first)} uses {way}, " if way else ""
-    what = f"{uses}a {type(last).__name__}, whose content cannot be named"
-    holders = [label(thing) for _, thing in chain if hasattr(thing, "__dict__")]
-    own = [thing for _, thing in chain if not _is_installed(_home(thing))]
-    holder = label(own[-1]) if own else "an object that holds it"
-    return f'{what}: give a name that you change with it, {holder}.run_name = "version 1".'
+    uses = f"{label(chain[0][1])} uses {way}, " if way else ""
+    what = f"{uses}a {type(chain[-1][1]).__name__}, whose content cannot be named"
+    holders = [thing for _, thing in chain if hasattr(thing, "__dict__")]
+    own = [label(thing) for thing in holders if not _is_installed(_home(thing))]
+    holder = own[-1] if own else "the function that uses it"
+    return f'{what}: give {holder} a run_name, a text such as "version 1" that changes with it.'
+
+
+def _home(thing) -> str:
+    """The module of a function, of a class, or of an instance's class."""
+    if isinstance(thing, FunctionType):  # not its __module__, which decorators copy
+        return thing.__globals__.get("__name__") or ""
+    if isinstance(thing, ModuleType):
+        return thing.__name__
+    return str((thing if isinstance(thing, type) else type(thing)).__module__)
+
+
+def _is_installed(home: str) -> bool:
+    """Is a module of Python or of an installed package, not the user's own?"""
+    top = home.partition(".")[0]
+    found = sys.modules.get(top)
+    if found is None or top == "__main__":
+        return False
+    path = getattr(found, "__file__", None) or next(iter(getattr(found, "__path__", ())), None)
+    if path is None:  # built in, or made by hand
+        return getattr(found, "__spec__", None) is not None
+    of_python = path.startswith(os.path.dirname(os.__file__) + os.sep)
+    return of_python or "site-packages" in path or "dist-packages" in path
+
+
+@lru_cache
+def _version(top: str) -> str:
+    found = getattr(sys.modules.get(top), "__version__", None)
+    if top in sys.stdlib_module_names or isinstance(found, str):
+        return "" if top in sys.stdlib_module_names else str(found)
+    return " ".join(map(metadata.version, metadata.packages_distributions().get(top, ())))
+
+
+def _take_apart(thing, ours: str, bare: bool) -> tuple[str, list[tuple[str, object]], bool]:
+    """Tag and parts of anything but a scalar, and whether the parts are the library's own code."""
+    kind, home = type(thing), _home(thing)
+    for names in (getattr(thing, "__dict__", None) or {}, vars(kind)):
+        if not isinstance(thing, ModuleType) and type(names.get("run_name")) is str:
+            return f"named {label(thing)} {names['run_name']}", [], bare
+    if kind in (tuple, list, set, frozenset):
+        return kind.__name__, [("", part) for part in thing], bare
+    if kind is dict:
+        pairs = [(("", key), (str(key), value)) for key, value in thing.items()]
+        return "dict", [part for pair in pairs for part in pair], bare
+    if kind is CodeType:
+        return *_read(thing)[:2], bare
+    for wrapper, fields in _WRAPPERS.items():
+        if isinstance(thing, wrapper):
+            parts = [("", getattr(thing, field)) for field in fields.split()]
+            return wrapper.__name__, parts, bare
+    is_ours = f"{home}.".startswith(f"{ours}.")
+    installed = not is_ours and _is_installed(home)
+    version = "" if bare else _version(home.partition(".")[0])
+    if isinstance(thing, ModuleType):
+        if installed or is_ours:
+            return f"module {home} {version}", [], bare
+        held = sorted((name, part) for name, part in vars(thing).items() if name[:2] != "__")
+        return "module", held, bare
+    if isinstance(thing, FunctionType):
+        if vars(thing).get("hooked") is True:  # torch wraps an optimizer's `step` on first use
+            return _take_apart(thing.__wrapped__, ours, bare)
+        if not installed:
+            parts = [("", thing.__code__), *_held(thing), *_globals(thing, ours, is_ours)]
+            return "function", parts, is_ours
+        found = sys.modules.get(home)
+        for name in thing.__qualname__.split("."):
+            found = getattr(found, name, None)
+        # One that a decorator or a call made holds objects of the user.
+        parts = [] if found is thing else _held(thing)
+        return f"{home} {thing.__code__.co_qualname} {version}", parts, bare
+    if isinstance(thing, type):
+        if installed:
+            return f"class {home} {thing.__qualname__} {version}", [], bare
+        held = [
+            (name, vars(thing)[name]) for name in sorted(vars(thing)) if name not in _OF_A_CLASS
+        ]
+        parts = [("", base) for base in (kind, *thing.__bases__)]
+        parts += [part for part in held if not is_ours or _lasts(part[1])]
+        return f"class {thing.__name__}", parts, is_ours
+    if home.startswith("torch") and kind.__name__ in _NAMED_BY_TORCH:
+        return f"{home} {thing} {version}", [], bare
+    torch = sys.modules.get("torch")
+    if torch and isinstance(thing, torch.Tensor):
+        content = thing.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes()
+        tag = f"tensor {thing.dtype} {tuple(thing.shape)} {thing.requires_grad}"
+        return tag, [("", kind), ("", content)], bare
+    reduce = copyreg.dispatch_table.get(kind)
+    reduced = reduce(thing) if reduce else kind.__reduce_ex__(thing, 4)
+    if isinstance(reduced, str):  # a name; what lru_cache made has one, too
+        parts = [("", kind), ("", getattr(thing, "__wrapped__", None))]
+        return f"{getattr(thing, '__module__', home)} {reduced}", parts, bare
+    make, arguments, state, items, pairs = (*reduced, None, None, None)[:5]
+    if isinstance(state, dict):  # torch notes in it what was called before
+        passing = {"training"} if "_parameters" in state else set()
+        passing |= {name for name in state if home[:6] == "torch." and name[:4] == "prev"}
+        state = {name: part for name, part in state.items() if name not in passing}
+    parts = (make, arguments, state, list(items or ()), list(pairs or ()))
+    return "instance", [("", part) for part in parts], bare
+
+
+def _lasts(value) -> bool:
+    return isinstance(value, _LASTING) or callable(value)
+
+
+def _held(function: FunctionType) -> list[tuple[str, object]]:
+    """Defaults, attributes and closure, but not the variables that the function itself sets."""
+    parts = [("", function.__defaults__), ("", function.__kwdefaults__)]
+    parts += [part for part in vars(function).items() if part[0][0] != "_"]
+    parts.append(("", vars(function).get("__wrapped__")))
+    changed = _read(function.__code__)[3]
+    for name, cell in zip(function.__code__.co_freevars, function.__closure__ or (), strict=True):
+        with suppress(ValueError):  # an empty cell
+            parts += [] if name in changed else [(name, cell.cell_contents)]
+    return parts
+
+
+def _globals(function: FunctionType, ours: str, is_ours: bool) -> Iterator[tuple[str, object]]:
+    """The globals that a function uses; of modules that are not installed, the attributes."""
+    scope, (_, _, names, changed) = function.__globals__, _read(function.__code__)
+    for first, *attributes in names:
+        step, module = first, first.removeprefix("import ")
+        if module != first:
+            if is_ours and not f"{module}.".startswith((f"{ours}.", ".")):
+                continue  # by name, and without the time that importing it takes
+            try:
+                value = import_module(module, scope.get("__package__"))
+            except ImportError:
+                continue
+        elif first in scope and first not in changed | _OF_A_MODULE:
+            value = scope[first]
+        else:  # built in, or not there yet
+            continue
+        while attributes and isinstance(value, ModuleType):
+            home = value.__name__
+            if _is_installed(home) and not f"{home}.".startswith(f"{ours}."):
+                break
+            step += f".{attributes[0]}"
+            value = getattr(value, attributes.pop(0), None)
+        if not is_ours or _lasts(value):
+            yield step, value
+
+
+@lru_cache(maxsize=None)
+def _read(code: CodeType) -> tuple[str, list[tuple[str, object]], list[tuple], set[str]]:
+    """Tag and parts of a code object, the names that it reads with their attributes, those it sets.
+
+    Arguments are resolved and jumps count instructions: no docstring shows in a shifted number.
+    """
+    listing, kept, names, changed, chain = dis.Bytecode(code), [], {}, set(), ()
+    for instruction in listing:
+        name, value = instruction.opname, instruction.argval
+        if name in ("NOP", "EXTENDED_ARG"):
+            continue
+        if name == "STORE_NAME" and value in _OF_A_BODY:
+            kept.pop()
+            continue
+        if name in ("LOAD_GLOBAL", "LOAD_NAME"):
+            chain = (value,)
+        elif name in ("LOAD_ATTR", "LOAD_METHOD") and chain:
+            names.pop(chain)
+            chain = (*chain, value)
+        else:
+            chain = ()
+        if chain:
+            names[chain] = None
+        if name == "IMPORT_NAME":
+            module = f"import {'.' * kept[-2].argval}{value}"
+            found = [(module, part) for part in kept[-1].argval or ()] or [(module,)]
+            names |= dict.fromkeys(found)
+        if name in ("STORE_GLOBAL", "DELETE_GLOBAL", "STORE_DEREF"):
+            changed.add(value)
+        kept.append(instruction)
+    offsets = [instruction.offset for instruction in kept]
+    tag, parts = [code.co_name, *code.co_varnames, code.co_argcount, code.co_posonlyargcount], []
+    tag += [code.co_kwonlyargcount, code.co_flags & 0b1100]  # *args, **kwargs
+    for instruction in kept:
+        value = instruction.argval
+        if instruction.opcode in _JUMPS:
+            value = bisect_left(offsets, value)
+        elif type(value) not in _SCALARS:
+            parts.append(("", value))
+            value = ()
+        tag += [instruction.opname, value]
+    for entry in listing.exception_entries:
+        ends = [bisect_left(offsets, end) for end in (entry.start, entry.end, entry.target)]
+        tag += [*ends, entry.depth, entry.lasti]
+    for nested in code.co_consts:
+        if isinstance(nested, CodeType):
+            _, _, more, set_there = _read(nested)
+            names |= dict.fromkeys(more)
+            changed |= set_there
+    return repr(tag), parts, list(names), changed
