@@ -11,7 +11,7 @@ import sys
 from bisect import bisect_left
 from collections.abc import Iterator
 from contextlib import suppress
-from functools import cached_property, lru_cache, partial
+from functools import cache, cached_property, partial
 from hashlib import sha256
 from importlib import import_module, metadata
 from types import CodeType, FunctionType, MethodType, ModuleType
@@ -133,7 +133,7 @@ def _is_installed(home: str) -> bool:
     return of_python or "site-packages" in path or "dist-packages" in path
 
 
-@lru_cache
+@cache
 def _version(top: str) -> str:
     found = getattr(sys.modules.get(top), "__version__", None)
     if top in sys.stdlib_module_names or isinstance(found, str):
@@ -250,7 +250,7 @@ def _globals(function: FunctionType, ours: str, is_ours: bool) -> Iterator[tuple
             yield step, value
 
 
-@lru_cache(maxsize=None)
+@cache
 def _read(code: CodeType) -> tuple[str, list[tuple[str, object]], list[tuple], set[str]]:
     """Tag and parts of a code object, the names that it reads with their attributes, those it sets.
 
@@ -264,20 +264,17 @@ def _read(code: CodeType) -> tuple[str, list[tuple[str, object]], list[tuple], s
         if name == "STORE_NAME" and value in _OF_A_BODY:
             kept.pop()
             continue
-        if name in ("LOAD_GLOBAL", "LOAD_NAME"):
-            chain = (value,)
-        elif name in ("LOAD_ATTR", "LOAD_METHOD") and chain:
-            names.pop(chain)
+        if name in ("LOAD_ATTR", "LOAD_METHOD") and chain:
             chain = (*chain, value)
         else:
-            chain = ()
-        if chain:
             names[chain] = None
+            chain = (value,) if name in ("LOAD_GLOBAL", "LOAD_NAME") else ()
         if name == "IMPORT_NAME":
             module = f"import {'.' * kept[-2].argval}{value}"
             found = [(module, part) for part in kept[-1].argval or ()] or [(module,)]
             names |= dict.fromkeys(found)
-        if name in ("STORE_GLOBAL", "DELETE_GLOBAL", "STORE_DEREF"):
+        inner = name == "STORE_DEREF" and value in code.co_freevars
+        if inner or name in ("STORE_GLOBAL", "DELETE_GLOBAL"):
             changed.add(value)
         kept.append(instruction)
     offsets = [instruction.offset for instruction in kept]
@@ -299,4 +296,5 @@ def _read(code: CodeType) -> tuple[str, list[tuple[str, object]], list[tuple], s
             _, _, more, set_there = _read(nested)
             names |= dict.fromkeys(more)
             changed |= set_there
+    names.pop((), None)
     return repr(tag), parts, list(names), changed
