@@ -23,7 +23,8 @@ _SCALARS = (str, bytes, int, float, complex, bool, type(None), type(...), type(N
 _OF_A_MODULE = {"__name__", "__file__", "__doc__", "__spec__", "__package__", "__path__"}
 _OF_A_BODY = {"__doc__", "__qualname__", "__firstlineno__", "__static_attributes__"}
 # Of a class: where it stands, what it says, and what follows from the rest or is set by use.
-_OF_A_CLASS = _OF_A_BODY | {"__module__", "__dict__", "__weakref__", "__parameters__", "_abc_impl"}
+_OF_A_CLASS = _OF_A_BODY | {"__module__", "__dict__", "__weakref__", "_abc_impl"}
+_OF_A_CLASS |= {"__parameters__", "__slotnames__", "__non_callable_proto_members__"}
 _OF_A_CLASS |= {"__annotations__", "__annotate__", "__annotate_func__", "__annotations_cache__"}
 _OF_A_CLASS |= {"__dataclass_fields__", "__dataclass_params__", "_value2member_map_"}
 _WRAPPERS = {
