@@ -23,16 +23,19 @@ _SCALARS = (str, bytes, int, float, complex, bool, type(None), type(...), type(N
 _OF_A_MODULE = {"__name__", "__file__", "__doc__", "__spec__", "__package__", "__path__"}
 _OF_A_BODY = {"__doc__", "__qualname__", "__firstlineno__", "__static_attributes__"}
 # Of a class: where it stands, what it says, and what follows from the rest or is set by use.
-_OF_A_CLASS = _OF_A_BODY | {"__module__", "__dict__", "__weakref__", "_abc_impl"}
-_OF_A_CLASS |= {"__parameters__", "__slotnames__", "__non_callable_proto_members__"}
+_OF_A_CLASS = _OF_A_BODY | {"__module__", "__dict__", "__weakref__", "_abc_impl", "__slotnames__"}
 _OF_A_CLASS |= {"__annotations__", "__annotate__", "__annotate_func__", "__annotations_cache__"}
-_OF_A_CLASS |= {"__dataclass_fields__", "__dataclass_params__", "_value2member_map_"}
+_OF_A_CLASS |= {
+    "__dataclass_fields__",
+    "__dataclass_params__",
+    "__parameters__",
+    "_value2member_map_",
+}
 _WRAPPERS = {
-    MethodType: "__func__ __self__",
-    staticmethod: "__func__",
-    classmethod: "__func__",
-    property: "fget fset fdel",
-    cached_property: "func",
+    MethodType: ("__func__", "__self__"),
+    (staticmethod, classmethod): ("__func__",),
+    property: ("fget", "fset", "fdel"),
+    cached_property: ("func",),
 }
 _NAMED_BY_TORCH = {"dtype", "layout", "memory_format", "OpOverload", "OpOverloadPacket"}
 _JUMPS = {*dis.hasjrel, *dis.hasjabs}
@@ -138,7 +141,7 @@ def _is_installed(home: str) -> bool:
 def _version(top: str) -> str:
     found = getattr(sys.modules.get(top), "__version__", None)
     if top in sys.stdlib_module_names or isinstance(found, str):
-        return "" if top in sys.stdlib_module_names else str(found)
+        return found or ""
     return " ".join(map(metadata.version, metadata.packages_distributions().get(top, ())))
 
 
@@ -157,16 +160,14 @@ def _take_apart(thing, ours: str, bare: bool) -> tuple[str, list[tuple[str, obje
         return *_read(thing)[:2], bare
     for wrapper, fields in _WRAPPERS.items():
         if isinstance(thing, wrapper):
-            parts = [("", getattr(thing, field)) for field in fields.split()]
-            return wrapper.__name__, parts, bare
+            return kind.__name__, [("", getattr(thing, name)) for name in fields], bare
     is_ours = f"{home}.".startswith(f"{ours}.")
     installed = not is_ours and _is_installed(home)
-    version = "" if bare else _version(home.partition(".")[0])
+    version = _version(home.partition(".")[0]) if installed and not bare else ""
     if isinstance(thing, ModuleType):
         if installed or is_ours:
             return f"module {home} {version}", [], bare
-        held = sorted((name, part) for name, part in vars(thing).items() if name[:2] != "__")
-        return "module", held, bare
+        return "module", sorted(p for p in vars(thing).items() if p[0][:2] != "__"), bare
     if isinstance(thing, FunctionType):
         if vars(thing).get("hooked") is True:  # torch wraps an optimizer's `step` on first use
             return _take_apart(thing.__wrapped__, ours, bare)
@@ -182,11 +183,10 @@ def _take_apart(thing, ours: str, bare: bool) -> tuple[str, list[tuple[str, obje
     if isinstance(thing, type):
         if installed:
             return f"class {home} {thing.__qualname__} {version}", [], bare
-        held = [
-            (name, vars(thing)[name]) for name in sorted(vars(thing)) if name not in _OF_A_CLASS
-        ]
         parts = [("", base) for base in (kind, *thing.__bases__)]
-        parts += [part for part in held if not is_ours or _lasts(part[1])]
+        for name in sorted(vars(thing).keys() - _OF_A_CLASS):
+            if not is_ours or _lasts(vars(thing)[name]):
+                parts.append((name, vars(thing)[name]))
         return f"class {thing.__name__}", parts, is_ours
     if home.startswith("torch") and kind.__name__ in _NAMED_BY_TORCH:
         return f"{home} {thing} {version}", [], bare
