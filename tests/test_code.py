@@ -7,6 +7,8 @@ import sys
 import threading
 from pathlib import Path
 
+import numpy as np
+import pandas as pd
 import pytest
 import torch
 from test_any_order import opened
@@ -266,6 +268,34 @@ def test_an_edit_of_the_library_counts_but_not_what_it_registers(monkeypatch):
     assert (code_hash(Learner), code_hash(train)) == before
     monkeypatch.setattr(Learner, "total", lambda self, value: value + 1)
     assert code_hash(Learner) != before[0]
+
+
+def test_modules_of_the_user_count_by_what_is_used_of_them(tmp_path, monkeypatch):
+    monkeypatch.syspath_prepend(tmp_path)
+    source = "def used(x):\n    return x\ndef unused(x):\n    return x\n"
+    (tmp_path / "own_module.py").write_text(source)
+    scope = run_cell("""
+import own_module
+def chain(x):
+    return own_module.used(x)
+def inside(x):
+    from own_module import used
+    return used(x)
+""")
+    things, module = (scope["chain"], scope["inside"]), scope["own_module"]
+    before = [code_hash(thing) for thing in things]
+    module.unused = lambda x: x + 1
+    assert [code_hash(thing) for thing in things] == before
+    module.used = lambda x: x + 1
+    assert not {code_hash(thing) for thing in things} & set(before)
+
+
+def test_arrays_and_tables_count_by_their_content():
+    def table(*values):
+        return pd.DataFrame({"a": values})
+
+    for make in (np.array, table, np.random.default_rng):
+        assert code_hash(make(1)) == code_hash(make(1)) != code_hash(make(2))
 
 
 def test_depth_and_cycles_are_no_problem():

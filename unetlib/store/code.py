@@ -111,7 +111,7 @@ def _refusal(chain: list[tuple[str, object]]) -> str:
     what = f"{uses}a {type(chain[-1][1]).__name__}, whose content cannot be named"
     holders = [thing for _, thing in chain if hasattr(thing, "__dict__")]
     own = [label(thing) for thing in holders if not _is_installed(_home(thing))]
-    holder = own[-1] if own else "the function that uses it"
+    holder = (own or ["what uses it"])[-1]
     return f'{what}: give {holder} a run_name, a text such as "version 1" that changes with it.'
 
 
@@ -131,10 +131,10 @@ def _is_installed(home: str) -> bool:
     if found is None or top == "__main__":
         return False
     path = getattr(found, "__file__", None) or next(iter(getattr(found, "__path__", ())), None)
-    if path is None:  # built in, or made by hand
-        return getattr(found, "__spec__", None) is not None
-    of_python = path.startswith(os.path.dirname(os.__file__) + os.sep)
-    return of_python or "site-packages" in path or "dist-packages" in path
+    if path is None:  # built in, Cython's types, or made by hand
+        return getattr(found, "__spec__", None) is not None or top.startswith("_cython_")
+    of_python = os.path.dirname(os.__file__) + os.sep
+    return path.startswith(of_python) or "site-packages" in path or "dist-packages" in path
 
 
 @cache
@@ -216,8 +216,7 @@ def _lasts(value) -> bool:
 def _held(function: FunctionType) -> list[tuple[str, object]]:
     """Defaults, attributes and closure, but not the variables that the function itself sets."""
     parts = [("", function.__defaults__), ("", function.__kwdefaults__)]
-    parts += [part for part in vars(function).items() if part[0][0] != "_"]
-    parts.append(("", vars(function).get("__wrapped__")))
+    parts += [p for p in vars(function).items() if p[0][0] != "_" or p[0] == "__wrapped__"]
     changed = _read(function.__code__)[3]
     for name, cell in zip(function.__code__.co_freevars, function.__closure__ or (), strict=True):
         with suppress(ValueError):  # an empty cell
