@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from other_process import FORKS, start
 
-from unetlib import CarvanaDataset, DataError, cache_dir, clean_runs, decode_once, split_by_car
+from unetlib import CarvanaDataset, DataError, cache_dir, clean_runs, decode_once, split_by_group
 from unetlib.dataset import decode
 
 SIZE = 32
@@ -55,7 +55,7 @@ def test_a_dataset_takes_it_in_place_of_decode(tables):
 
 def test_four_splits_keep_one_copy_of_each_pair(samples, decodes):
     for seed in range(4):
-        for table in split_by_car(samples, seed=seed):
+        for table in split_by_group(samples, seed=seed):
             decoded, count = decodes(table)
             assert count == (0 if seed else len(table))
             np.testing.assert_array_equal(decoded, decode(table, SIZE))

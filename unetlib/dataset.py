@@ -12,7 +12,7 @@ from torch.utils.data import DataLoader, Dataset
 from tqdm.auto import tqdm
 
 from unetlib.masks import load_coverage
-from unetlib.pictures import DataError, load_image
+from unetlib.pictures import DataError, load_image, sides
 from unetlib.recipe import Augmentation, MaskKind
 
 JITTER = 0.4  # mild augmentation: brightness and contrast between 0.6 and 1.4 times
@@ -23,22 +23,25 @@ def to_tensor(grey: np.ndarray) -> torch.Tensor:
     return torch.from_numpy(np.array(grey)).unsqueeze(-3).float() / 255
 
 
-def decode(samples: pd.DataFrame, size: int) -> np.ndarray:
-    """Read every row's image and mask: uint8 ``(N, 2, size, size)``, grey and coverage.
+def decode(samples: pd.DataFrame, size: int | tuple[int, int], colour: bool = False) -> np.ndarray:
+    """Read every row's image and mask: uint8 ``(N, 2, H, W)``, grey (or R, G, B) and coverage.
 
     Raises:
         DataError: a file cannot be read.
         MemoryError: the images do not fit in memory.
     """
-    decoded = np.empty((len(samples), 2, size, size), np.uint8)
+    height, width = sides(size)
+    decoded = np.empty((len(samples), 4 if colour else 2, height, width), np.uint8)
+    values = samples.reindex(columns=["mask_value"])["mask_value"]
 
     def decode_row(row: int) -> None:
-        decoded[row, 0] = load_image(samples["image"].iloc[row], size)
-        decoded[row, 1] = load_coverage(samples["mask"].iloc[row], size)
+        image = load_image(samples["image"].iloc[row], size, colour)
+        decoded[row, :-1] = image.transpose(2, 0, 1) if colour else image
+        decoded[row, -1] = load_coverage(samples["mask"].iloc[row], size, values.iloc[row])
 
     with ThreadPoolExecutor() as pool:  # Pillow decodes outside of the interpreter lock
         rows = pool.map(decode_row, range(len(samples)))
-        for _ in tqdm(rows, f"decoding to {size}x{size}", len(samples)):
+        for _ in tqdm(rows, f"decoding to {width}x{height}", len(samples)):
             pass
     return decoded
 
