@@ -1,10 +1,10 @@
 """Files on disk -> table of samples: find them, split by group.
 
-Two layouts are read. Carvana's: ``train/<car>_<angle>.jpg`` and
-``train_masks/<car>_<angle>_mask.gif``, where the car is 12 hex digits and the angle counts 01..16
-round the turntable; ``test/`` holds photos without masks, ``train_masks.csv`` the masks as run
-lengths, ``metadata.csv`` a line per car (https://www.kaggle.com/c/carvana-image-masking-challenge).
-And own pictures: ``images/`` and ``masks/``, or Carvana's folders, with any names.
+Carvana's layout: ``train/<car>_<angle>.jpg`` and ``train_masks/<car>_<angle>_mask.gif``, where the
+car is 12 hex digits and the angle counts 01..16 round the turntable; ``test/`` holds photos without
+masks, ``train_masks.csv`` the masks as run lengths, ``metadata.csv`` a line per car
+(https://www.kaggle.com/c/carvana-image-masking-challenge/data). Own pictures: ``images/`` and
+``masks/``, or Carvana's folders, with any names.
 """
 
 import re
@@ -81,16 +81,14 @@ def list_pairs(root: Path) -> tuple[list[Pair], list[Problem], bool]:
     its photos, others are left out.
     """
     images, masks = folders_in(root)
-    pairs, problems = pair_up(files_in(images, IMAGE_SUFFIXES), files_in(masks, MASK_SUFFIXES))
-    names = [pair.image.stem for pair in pairs]
-    pairs += [Pair(path, None) for path in files_in(root / "test", IMAGE_SUFFIXES)]
-    names = names or [pair.image.stem for pair in pairs]
-    cars = images.name != "images" and 2 * sum(map(bool, map(CAR.fullmatch, names))) >= len(names)
-    if cars:
-        others = [pair.image for pair in pairs if not CAR.fullmatch(pair.image.stem)]
-        pairs = [pair for pair in pairs if CAR.fullmatch(pair.image.stem)]
-        what, remedy = "the name is not <car>_<angle>", "rename it, as in 0123456789ab_01.jpg"
-        problems += [Problem(str(path), what, remedy) for path in others]
+    photos, tests = (files_in(folder, IMAGE_SUFFIXES) for folder in (images, root / "test"))
+    others = {path for path in photos + tests if not CAR.fullmatch(path.stem)}
+    cars = images.name != "images" and 2 * len(others & set(photos)) <= len(photos or others)
+    kept = [path for path in photos if not cars or path not in others]
+    pairs, problems = pair_up(kept, files_in(masks, MASK_SUFFIXES))
+    pairs += [Pair(path, None) for path in tests if not cars or path not in others]
+    what, remedy = "the name is not <car>_<angle>", "rename it, as in 0123456789ab_01.jpg"
+    problems += [Problem(str(path), what, remedy) for path in sorted(others) if cars]
     return pairs, problems, cars
 
 
@@ -99,24 +97,26 @@ def pair_up(images: list[Path], masks: list[Path]) -> tuple[list[Pair], list[Pro
 
     A mask has its image's stem, perhaps with an ending (``leaf1_mask``): the most frequent one.
     """
-    stems, split = {image.stem for image in images}, []
+    stems, halves, mask_of, problems = {image.stem for image in images}, [], {}, []
     for mask in masks:  # the longest stem that begins the mask's, but leaf1 does not begin leaf12
         starts = (mask.stem[:end] for end in range(len(mask.stem), 0, -1))
         stem = next((start for start in starts if start in stems), "")
         ending = mask.stem.removeprefix(stem)
-        split.append((mask, stem, ending) if not ending[:1].isdigit() else (mask, "", ending))
-    common = Counter(sorted(ending for _, stem, ending in split if stem)).most_common(1)
-    mask_of, problems = {}, []
-    for mask, stem, ending in split:
-        if not stem or ending not in ("", common[0][0]):
+        halves.append((mask, "" if ending[:1].isdigit() else stem, ending))
+    counts = Counter(sorted(ending for _, stem, ending in halves if stem))
+    common = max(counts, key=counts.get, default="")
+    for mask, stem, ending in halves:
+        if not stem or ending not in ("", common):
             remedy = "restore the image, rename the mask as the others are, or delete it"
             problems.append(Problem(str(mask), "mask without an image of that name", remedy))
         elif mask_of.setdefault(stem, mask) != mask:
             problems.append(Problem(str(mask), "a second mask of one image", "delete one of them"))
-    for image in images:
-        if image.stem not in mask_of:
-            what = f"image without its mask {image.stem}{common[0][0] if common else ''}"
-            problems.append(Problem(str(image), what, "restore the mask, or move the image away"))
+    remedy = "restore the mask, or move the image elsewhere"
+    problems += [
+        Problem(str(image), f"image without its mask {image.stem}{common}", remedy)
+        for image in images
+        if image.stem not in mask_of
+    ]
     return [Pair(one, mask_of[one.stem]) for one in images if one.stem in mask_of], problems
 
 
@@ -159,7 +159,9 @@ def split_by_group(
     labelled = samples[samples["mask"].fillna("") != ""]  # a csv file turns "" into a missing value
     groups = np.array(sorted(labelled["group"].unique()))
     if len(groups) < 2:
-        raise DataError(f"{len(groups)} group(s) with masks cannot be split: add another's pictures.")
+        raise DataError(
+            f"{len(groups)} group(s) with masks cannot be split: add another's pictures."
+        )
     count = min(max(1, round(fraction * len(groups))), len(groups) - 1)
     chosen = np.random.default_rng(seed).permutation(groups)[:count]
     in_val = labelled["group"].isin(chosen)

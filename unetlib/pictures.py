@@ -37,8 +37,8 @@ class DataError(ValueError):
 def load_image(source, size: int | tuple[int, int], colour: bool = False) -> np.ndarray:
     """Read an image as the model sees it; dataset, calibration and predictor all call this.
 
-    Greyscale or RGB, upright (EXIF), stretched to the size without borders, by area averaging. A
-    JPEG is decoded at half scale where that leaves at least 4 times the target: faster, and under half a
+    Grey or RGB, upright (EXIF), stretched to the size without borders, by area averaging. A JPEG is
+    decoded at half scale where that leaves at least 4 times the target: faster, and under half a
     grey level off on photos (a quarter of the scale would be up to one level off).
 
     Args:

@@ -94,7 +94,7 @@ def pair_hashes(samples: pd.DataFrame) -> list[str]:
 
 
 def fingerprint(samples: pd.DataFrame) -> str:
-    """12 hex digits that change with any image, mask or mask value of the table (``pair_hashes``)."""
+    """12 hex digits that change with any id, image, mask or mask value of the table."""
     digest = hashlib.sha256()
     for name, content in zip(samples["id"], pair_hashes(samples), strict=True):
         digest.update(f"{name} {content}\n".encode(errors="surrogateescape"))
