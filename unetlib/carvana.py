@@ -82,13 +82,13 @@ def list_pairs(root: Path) -> tuple[list[Pair], list[Problem], bool]:
     """
     images, masks = folders_in(root)
     photos, tests = (files_in(folder, IMAGE_SUFFIXES) for folder in (images, root / "test"))
-    others = {path for path in photos + tests if not CAR.fullmatch(path.stem)}
-    cars = images.name != "images" and 2 * len(others & set(photos)) <= len(photos or others)
+    others, judged = [one for one in photos + tests if not CAR.fullmatch(one.stem)], photos or tests
+    cars = images.name != "images" and 2 * len({*others} & {*judged}) <= len(judged)
     kept = [path for path in photos if not cars or path not in others]
     pairs, problems = pair_up(kept, files_in(masks, MASK_SUFFIXES))
     pairs += [Pair(path, None) for path in tests if not cars or path not in others]
     what, remedy = "the name is not <car>_<angle>", "rename it, as in 0123456789ab_01.jpg"
-    problems += [Problem(str(path), what, remedy) for path in sorted(others) if cars]
+    problems += [Problem(str(path), what, remedy) for path in others if cars]
     return pairs, problems, cars
 
 

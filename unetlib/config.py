@@ -96,9 +96,8 @@ class Profile:
         )
 
     def thin(self, samples):
-        """The rows of a sample table whose turntable angle this profile uses.
-
-        Angle 17 counts as 1 and so on; without an angle, or where none would be left, all stay.
+        """The rows of a sample table whose turntable angle (17 counts as 1, and so on) this profile
+        uses; rows without an angle stay, and where none would be left, all do.
         """
         angle = samples.reindex(columns=["angle"])["angle"]
         used = ((angle - 1) % 16 + 1).isin(self.train_angles) | angle.isna()
