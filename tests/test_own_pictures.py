@@ -42,7 +42,7 @@ def write(root, names, images="images", masks="masks", ending="", suffix=".png",
 @pytest.mark.parametrize("name", ["cell{}", "IMG_000{}", "plate1_{}"])
 @pytest.mark.parametrize("ending", ["", "_mask", "-seg"])
 def test_a_folder_of_any_names_is_read(tmp_path, folders, name, ending):
-    root = write(tmp_path, [name.format(i) for i in range(4)], *folders, ending=ending)
+    root = write(tmp_path / "data", [name.format(i) for i in range(4)], *folders, ending=ending)
     with warnings.catch_warnings(action="error"):
         samples = find_samples(root)
     assert list(samples.columns) == PLAIN

@@ -23,7 +23,6 @@ IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".tif", ".tiff", ".bmp", ".webp")
 MASK_SUFFIXES = (".gif", ".pbm", ".pgm", ".ppm", ".tga", *IMAGE_SUFFIXES)
 FOLDERS = (("train", "train_masks"), ("train_hq", "train_masks"), ("images", "masks"))
 CAR = re.compile(r"[0-9a-fA-F]{12}_[0-9]{2}")  # <car>_<angle>
-
 Row = tuple[str, str, str, int, int]  # id, image, mask, width, height
 
 
@@ -37,8 +36,7 @@ class Pair(NamedTuple):
 def find_samples(root: str | Path | None = None) -> pd.DataFrame:
     """List a data set's images with their masks, one row each.
 
-    Trusts the files: ``unetlib.find_samples`` also looks into them, leaves out what is broken, and
-    takes other folders.
+    Trusts the files: ``unetlib.find_samples`` leaves out what is broken, and takes other folders.
 
     Args:
         root: a folder in one of the layouts above; None: ``config.data_dir()``.
@@ -77,15 +75,14 @@ def row_of(pair: Pair) -> Row:
 def list_pairs(root: Path) -> tuple[list[Pair], list[Problem], bool]:
     """The images of a folder with their masks, what is wrong, and whether they are Carvana's cars.
 
-    By name alone; nothing is opened. Where at least half of ``train/`` is named as Carvana names
-    its photos, others are left out.
+    By name alone. Where at least half of ``train/`` has Carvana's names, others are left out.
     """
     images, masks = folders_in(root)
     photos, tests = (files_in(folder, IMAGE_SUFFIXES) for folder in (images, root / "test"))
     others, judged = [one for one in photos + tests if not CAR.fullmatch(one.stem)], photos or tests
     cars = images.name != "images" and 2 * len({*others} & {*judged}) <= len(judged)
     kept = [path for path in photos if not cars or path not in others]
-    pairs, problems = pair_up(kept, files_in(masks, MASK_SUFFIXES))
+    pairs, problems = pair_up(kept, files_in(masks, MASK_SUFFIXES) if judged else [])
     pairs += [Pair(path, None) for path in tests if not cars or path not in others]
     what, remedy = "the name is not <car>_<angle>", "rename it, as in 0123456789ab_01.jpg"
     problems += [Problem(str(path), what, remedy) for path in others if cars]
@@ -111,12 +108,10 @@ def pair_up(images: list[Path], masks: list[Path]) -> tuple[list[Pair], list[Pro
             problems.append(Problem(str(mask), "mask without an image of that name", remedy))
         elif mask_of.setdefault(stem, mask) != mask:
             problems.append(Problem(str(mask), "a second mask of one image", "delete one of them"))
-    remedy = "restore the mask, or move the image elsewhere"
-    problems += [
-        Problem(str(image), f"image without its mask {image.stem}{common}", remedy)
-        for image in images
-        if image.stem not in mask_of
-    ]
+    for image in images:
+        if image.stem not in mask_of:
+            problem = f"image without its mask {image.stem}{common}"
+            problems.append(Problem(str(image), problem, "restore the mask, or move the image"))
     return [Pair(one, mask_of[one.stem]) for one in images if one.stem in mask_of], problems
 
 
