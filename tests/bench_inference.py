@@ -31,7 +31,7 @@ from unetlib import (
     multiply_rate,
     predictors_in,
     rle_encode,
-    split_by_car,
+    split_by_group,
     write_submission,
 )
 
@@ -93,7 +93,7 @@ def textbook(predictor, photos: list[Path], path: Path) -> None:
 
 def main() -> None:
     models = models_dir()
-    _, val = split_by_car(find_samples(config.REPOSITORY / "data" / "sample"))
+    _, val = split_by_group(find_samples(config.REPOSITORY / "data" / "sample"))
     print(f"{models}, torch {torch.__version__}, {torch.backends.cpu.get_cpu_capability()}")
     folders = sys.argv[1:] or [config.fullsize_dir() / "train", config.fullsize_dir() / "test"]
     photos = image_files(folder for folder in folders if Path(folder).is_dir())

@@ -25,7 +25,7 @@ from unetlib import (
     fit,
     make_loader,
     multiply_rate,
-    split_by_car,
+    split_by_group,
 )
 from unetlib.model import build
 from unetlib.support.speed import memory_kept
@@ -158,7 +158,7 @@ def main() -> None:
         os.environ["UNETLIB_HOME"] = home
         full = find_samples(config.fullsize_dir())
         bench_data(full[full["mask"] != ""].reset_index(drop=True))
-        train, val = split_by_car(find_samples(config.REPOSITORY / "data" / "sample"))
+        train, val = split_by_group(find_samples(config.REPOSITORY / "data" / "sample"))
         bench_training(train.sample(IMAGES, random_state=0), val.iloc[::4])
         bench_arithmetic()
 

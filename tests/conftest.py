@@ -95,9 +95,9 @@ def samples(data_set):
 @pytest.fixture(scope="session")
 def tables(samples):
     """(train, val): 4 cars and 1 car."""
-    from unetlib import split_by_car
+    from unetlib import split_by_group
 
-    return split_by_car(samples)
+    return split_by_group(samples)
 
 
 @pytest.fixture(scope="session")

@@ -22,7 +22,7 @@ from unetlib import (
     read_rles,
     rle_decode,
     rle_encode,
-    split_by_car,
+    split_by_group,
 )
 from unetlib.support.memory import fingerprint
 
@@ -30,7 +30,17 @@ from unetlib.support.memory import fingerprint
 
 
 def test_table_has_one_row_per_image(samples):
-    assert list(samples.columns) == ["id", "car", "angle", "image", "mask", "width", "height"]
+    assert list(samples.columns) == [
+        "id",
+        "group",
+        "car",
+        "angle",
+        "image",
+        "mask",
+        "width",
+        "height",
+    ]
+    assert (samples["group"] == samples["car"]).all()
     assert len(samples) == 6 * 4
     first = samples.iloc[0]
     assert (first["id"], first["car"], first["angle"]) == ("000000000000_01", "0" * 12, 1)
@@ -228,7 +238,7 @@ def test_a_mask_that_is_uniformly_grey_is_refused(tmp_path):
         load_mask(tmp_path / "grey.png")
 
 
-# ---------------------------------------------------------------------------------- split_by_car
+# -------------------------------------------------------------------------------- split_by_group
 
 
 def sample_table(cars: int, angles: int = 3) -> pd.DataFrame:
@@ -238,7 +248,9 @@ def sample_table(cars: int, angles: int = 3) -> pd.DataFrame:
         for angle in range(1, angles + 1)
     ]
     table = pd.DataFrame(rows, columns=["id", "car", "angle"])
-    return table.assign(image=table["id"] + ".jpg", mask=table["id"] + "_mask.gif")
+    return table.assign(
+        group=table["car"], image=table["id"] + ".jpg", mask=table["id"] + "_mask.gif"
+    )
 
 
 fractions = st.floats(0.001, 0.999)
@@ -248,7 +260,7 @@ seeds = st.integers(0, 2**32 - 1)
 @given(cars=st.integers(2, 40), fraction=fractions, seed=seeds)
 def test_no_car_is_on_both_sides_and_none_is_lost(cars, fraction, seed):
     table = sample_table(cars)
-    train, val = split_by_car(table, fraction, seed)
+    train, val = split_by_group(table, fraction, seed)
     assert not set(train["car"]) & set(val["car"])
     assert sorted([*train["id"], *val["id"]]) == sorted(table["id"])
     assert len(train) and len(val)
@@ -256,7 +268,7 @@ def test_no_car_is_on_both_sides_and_none_is_lost(cars, fraction, seed):
 
 @given(cars=st.integers(2, 40), fraction=fractions)
 def test_the_fraction_counts_cars(cars, fraction):
-    _, val = split_by_car(sample_table(cars), fraction)
+    _, val = split_by_group(sample_table(cars), fraction)
     assert val["car"].nunique() == np.clip(round(fraction * cars), 1, cars - 1)
 
 
@@ -268,7 +280,7 @@ def test_no_car_is_on_both_sides_after_the_metadata_join(cars, seed):
     table = sample_table(cars).merge(
         metadata, left_on="car", right_on="id", suffixes=("", "_car"), how="left"
     )
-    train, val = split_by_car(table, 0.3, seed)
+    train, val = split_by_group(table, 0.3, seed)
     assert not set(train["car"]) & set(val["car"])
     assert len(train) + len(val) == len(table)
 
@@ -276,25 +288,25 @@ def test_no_car_is_on_both_sides_after_the_metadata_join(cars, seed):
 @given(seed=seeds, order=st.permutations(range(12)))
 def test_the_split_does_not_depend_on_the_order_of_the_rows(seed, order):
     table = sample_table(4)
-    expected = set(split_by_car(table, 0.5, seed)[1]["car"])
-    assert set(split_by_car(table.iloc[order], 0.5, seed)[1]["car"]) == expected
+    expected = set(split_by_group(table, 0.5, seed)[1]["car"])
+    assert set(split_by_group(table.iloc[order], 0.5, seed)[1]["car"]) == expected
 
 
 def test_the_split_is_the_same_on_every_machine_and_keeps_the_columns():
     table = sample_table(10)
-    train, val = split_by_car(table, 0.3)
+    train, val = split_by_group(table, 0.3)
     assert set(val["car"]) == {"car2", "car4", "car6"}
     assert list(train.columns) == list(val.columns) == list(table.columns)
 
 
 def test_another_seed_gives_another_split():
     table = sample_table(30)
-    sides = {frozenset(split_by_car(table, 0.2, seed)[1]["car"]) for seed in range(5)}
+    sides = {frozenset(split_by_group(table, 0.2, seed)[1]["car"]) for seed in range(5)}
     assert len(sides) == 5
 
 
 def test_rows_without_a_mask_are_on_neither_side(samples):
-    train, val = split_by_car(samples)
+    train, val = split_by_group(samples)
     assert (train["mask"] != "").all() and (val["mask"] != "").all()
     assert len(train) + len(val) == 20
     assert list(train.index) == list(range(len(train)))
@@ -304,13 +316,13 @@ def test_rows_without_a_mask_are_on_neither_side(samples):
 @pytest.mark.parametrize("fraction", [0, 1, -0.1, 1.5, float("nan")])
 def test_a_fraction_outside_of_0_to_1_is_refused(fraction):
     with pytest.raises(ValueError):
-        split_by_car(sample_table(3), fraction)
+        split_by_group(sample_table(3), fraction)
 
 
 @pytest.mark.fault("one car only", "cannot be split: said")
 def test_one_car_cannot_be_split():
     with pytest.raises(DataError):
-        split_by_car(sample_table(1))
+        split_by_group(sample_table(1))
 
 
 # ----------------------------------------------------------------------------------- csv files
@@ -460,8 +472,8 @@ def test_malformed_codes_are_refused(code):
 @pytest.mark.fault("the sample table went through a csv file", "split and hashed like the first")
 def test_a_table_from_a_csv_file_splits_and_hashes_alike(samples, tmp_path):
     samples.to_csv(tmp_path / "samples.csv", index=False)
-    again = pd.read_csv(tmp_path / "samples.csv", dtype={"id": str, "car": str})
-    for first, second in zip(split_by_car(samples), split_by_car(again), strict=True):
+    again = pd.read_csv(tmp_path / "samples.csv", dtype={"id": str, "car": str, "group": str})
+    for first, second in zip(split_by_group(samples), split_by_group(again), strict=True):
         pd.testing.assert_frame_equal(first, second)
     assert fingerprint(again) == fingerprint(samples)
 
@@ -469,8 +481,10 @@ def test_a_table_from_a_csv_file_splits_and_hashes_alike(samples, tmp_path):
 @pytest.mark.skipif(sys.platform != "linux", reason="other systems' names are text")
 @pytest.mark.fault("a file's name is no valid UTF-8", "listed, remembered and hashed all the same")
 def test_a_name_that_is_no_text_is_listed_and_hashed(own_data_set, opened):
+    for name in ("train", "train_masks"):
+        (own_data_set / name).rename(own_data_set / {"train": "images"}.get(name, "masks"))
     before = fingerprint(find_samples(own_data_set))
-    for path in own_data_set.glob("train*/000000000000_01*"):
+    for path in own_data_set.glob("*s/000000000000_01*"):
         path.rename(path.with_name(path.name.replace("0" * 12, os.fsdecode(b"caf\xe9"))))
     for _ in range(2):
         opened.clear()

@@ -16,7 +16,7 @@ import pytest
 from other_process import start
 from PIL import Image
 
-from unetlib import FILES, config, find_samples, load_model, load_run, rle_decode, split_by_car
+from unetlib import FILES, config, find_samples, load_model, load_run, rle_decode, split_by_group
 from unetlib.__main__ import main
 from unetlib.deploy.manifest import read_manifest
 
@@ -301,7 +301,7 @@ def test_export_takes_the_newest_run_and_marks_int8_that_loses_dice(
     trained, own_data_set, tmp_path, capsys
 ):
     """Calibrated on pictures darker than any car, a good network is sure to lose Dice."""
-    train, _ = split_by_car(find_samples(own_data_set))
+    train, _ = split_by_group(find_samples(own_data_set))
     for image in train["image"]:
         Image.new("L", (60, 40), 20).save(image)
     shutil.copytree(trained.folder, tmp_path / "home" / "runs" / trained.folder.name)

@@ -34,7 +34,7 @@ from unetlib import (
     load_model,
     load_run,
     runs_dir,
-    split_by_car,
+    split_by_group,
 )
 from unetlib.store.checkpoint import restore
 from unetlib.store.model_file import load_plain, save_atomically
@@ -265,7 +265,7 @@ def test_a_stop_before_the_first_epoch_leaves_nothing_and_says_so(tables):
 
 
 def train_here(recipe, begun) -> bool:
-    tables = split_by_car(find_samples())
+    tables = split_by_group(find_samples())
     begun.set()
     return fit(recipe, *tables).finished
 

@@ -83,11 +83,11 @@ def test_the_lesson_alone_trains_and_evaluates(tmp_path):
         shutil.copy(path, tmp_path / "unetlib")
     data = write_data_set(tmp_path / "data", cars=2)
     code = """
-from unetlib import CarvanaDataset, Recipe, evaluate, overlay, split_by_car
+from unetlib import CarvanaDataset, Recipe, evaluate, overlay, split_by_group
 from unetlib.carvana import find_samples
 from unetlib.training import Learner, train
 recipe = Recipe(widths=(4, 8), size=32, epochs=2, lr=1e-2, augment="mild", precision="fp32")
-train_rows, val_rows = split_by_car(find_samples())
+train_rows, val_rows = split_by_group(find_samples())
 train_set = CarvanaDataset(train_rows, 32, augment="mild")
 val_set = CarvanaDataset(val_rows, 32)
 learner = Learner(recipe, total_steps=2)

@@ -206,9 +206,9 @@ def test_the_live_figure_starts_anew_with_another_run(tables, two_runs):
 
 
 TRAINING = """
-from unetlib import LiveFigure, Recipe, find_samples, fit, split_by_car
+from unetlib import LiveFigure, Recipe, find_samples, fit, split_by_group
 recipe = Recipe(widths=(2, 4), size=16, epochs=3, precision="fp32")
-run = fit(recipe, *split_by_car(find_samples()), on_epoch=LiveFigure())
+run = fit(recipe, *split_by_group(find_samples()), on_epoch=LiveFigure())
 """
 
 

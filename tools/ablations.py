@@ -22,7 +22,7 @@ from unetlib import (
     fit,
     load_mask,
     load_predictor,
-    split_by_car,
+    split_by_group,
 )
 from unetlib.store.runs import Run
 
@@ -60,11 +60,11 @@ def fullsize_dice(run: Run, samples: pd.DataFrame) -> float:
 
 def tables(name: str, seed: int) -> tuple[pd.DataFrame, pd.DataFrame, pd.DataFrame]:
     """Images to train on, to choose the best epoch by, and of unseen cars to judge by."""
-    train, unseen = split_by_car(find_samples(config.REPOSITORY / "data" / "sample"))
+    train, unseen = split_by_group(find_samples(config.REPOSITORY / "data" / "sample"))
     train = config.PROFILES["laptop"].thin(train)
     if name not in SPLITS:
         return train, unseen, unseen
-    by_car = split_by_car(train, fraction=0.25, seed=seed)
+    by_car = split_by_group(train, fraction=0.25, seed=seed)
     if name == SPLITS[0]:
         return *by_car, unseen
     val = train.sample(len(by_car[1]), random_state=seed)

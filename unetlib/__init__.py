@@ -15,7 +15,7 @@ _HOMES = {
     "config": "REPOSITORY data_dir fullsize_dir profile",
     "pictures": "DataError load_image",
     "masks": "load_coverage load_mask rle_decode rle_encode",
-    "carvana": "split_by_car",
+    "carvana": "split_by_group",
     "recipe": "Recipe",
     "dataset": "CarvanaDataset make_loader to_tensor",
     "model": "DecoderBlock EncoderBlock UNet count_parameters",

@@ -1,12 +1,15 @@
-"""Files on disk -> table of samples: find them, split by car.
+"""Files on disk -> table of samples: find them, split by group.
 
 Carvana's layout: ``train/<car>_<angle>.jpg`` and ``train_masks/<car>_<angle>_mask.gif``, where the
 car is 12 hex digits and the angle counts 01..16 round the turntable; ``test/`` holds photos without
-masks, ``train_masks.csv`` the masks as run lengths, ``metadata.csv`` a line per car.
-https://www.kaggle.com/c/carvana-image-masking-challenge/data
+masks, ``train_masks.csv`` the masks as run lengths, ``metadata.csv`` a line per car
+(https://www.kaggle.com/c/carvana-image-masking-challenge/data). Own pictures: ``images/`` and
+``masks/``, or Carvana's folders, with any names.
 """
 
-import os
+import re
+from collections import Counter
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import NamedTuple
 
@@ -16,69 +19,106 @@ import pandas as pd
 from unetlib import config
 from unetlib.pictures import DataError, Problem, image_size
 
-IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png")
-MASK_SUFFIXES = (".gif", *IMAGE_SUFFIXES)
-COLUMNS = ["id", "car", "angle", "image", "mask", "width", "height"]
+IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".tif", ".tiff", ".bmp", ".webp")
+MASK_SUFFIXES = (".gif", ".pbm", ".pgm", ".ppm", ".tga", *IMAGE_SUFFIXES)
+FOLDERS = (("train", "train_masks"), ("train_hq", "train_masks"), ("images", "masks"))
+CAR = re.compile(r"[0-9a-fA-F]{12}_[0-9]{2}")  # <car>_<angle>
+Row = tuple[str, str, str, int, int]  # id, image, mask, width, height
 
 
 class Pair(NamedTuple):
-    """A photo and its mask; ``labelled`` is True in ``train/``, where every photo needs one."""
+    """A picture and its mask, if it has one."""
 
     image: Path
     mask: Path | None
-    labelled: bool
 
 
 def find_samples(root: str | Path | None = None) -> pd.DataFrame:
     """List a data set's images with their masks, one row each.
 
-    Trusts the files: ``unetlib.find_samples`` also looks into them, and leaves out what is broken.
+    Trusts the files: ``unetlib.find_samples`` leaves out what is broken, and takes other folders.
 
     Args:
-        root: a folder in Carvana's layout; None: ``config.data_dir()``.
+        root: a folder in one of the layouts above; None: ``config.data_dir()``.
 
     Returns:
-        A table sorted by id, training images before test images, with columns ``id``
-        ("<car>_<angle>"), ``car``, ``angle`` (int), ``image`` and ``mask`` (paths as str; the mask
-        of a test image is ""), ``width`` and ``height`` (int, pixels of the upright image).
+        A table, see ``sample_table``, sorted by id, images with masks before those without.
     """
-    pairs, _ = list_pairs(Path(root) if root is not None else config.data_dir())
-    return pd.DataFrame(map(row_of, pairs), columns=COLUMNS)
+    pairs, _, cars = list_pairs(Path(root) if root is not None else config.data_dir())
+    return sample_table(map(row_of, pairs), cars)
 
 
-def row_of(pair: Pair) -> tuple[str, str, int, str, str, int, int]:
-    """The table's row of a pair, see ``COLUMNS``.
+def sample_table(
+    rows: Iterable[Row], cars: bool, group: Callable[[Path], object] | None = None
+) -> pd.DataFrame:
+    """Columns ``id`` (the file's stem), ``group`` (what a split keeps together; text), ``image``
+    and ``mask`` (paths as str; "" for no mask), ``width`` and ``height`` (int, pixels of the
+    upright image); with ``cars`` also ``car`` and ``angle`` (int), from the id.
 
-    Raises:
-        ValueError: the name does not end in an angle.
-        OSError and others (``pictures.UNREADABLE``): the image cannot be read.
+    ``group`` makes one of an image's path; None: the car, or each picture on its own.
     """
-    car, _, angle = pair.image.stem.rpartition("_")
+    table = pd.DataFrame(rows, columns=["id", "image", "mask", "width", "height"])
+    groups = table["id"].str[:-3] if cars else table["id"]
+    if cars:
+        table.insert(1, "car", groups)
+        table.insert(2, "angle", table["id"].str[-2:].astype(int))
+    table.insert(1, "group", [str(group(Path(one))) for one in table["image"]] if group else groups)
+    return table
+
+
+def row_of(pair: Pair) -> Row:
+    """The row of a pair; raises ``pictures.UNREADABLE`` where the image cannot be read."""
     height, width = image_size(pair.image)
-    return pair.image.stem, car, int(angle), str(pair.image), str(pair.mask or ""), width, height
+    return pair.image.stem, str(pair.image), str(pair.mask or ""), width, height
 
 
-def list_pairs(root: Path) -> tuple[list[Pair], list[Problem]]:
-    """The photos of a folder with their masks, by name alone; nothing is opened."""
-    masks, problems = {}, []
-    for path in files_in(root / "train_masks", MASK_SUFFIXES):
-        if masks.setdefault(path.stem.removesuffix("_mask"), path) != path:
-            problems.append(Problem(str(path), "a second mask of one image", "delete one of them"))
-    images = files_in(train_dir(root), IMAGE_SUFFIXES)
-    pairs = [Pair(path, masks.pop(path.stem, None), True) for path in images]
-    pairs += [Pair(path, None, False) for path in files_in(root / "test", IMAGE_SUFFIXES)]
-    if pairs:
-        problems += [
-            Problem(str(path), "mask without an image of that id", "restore the image or delete it")
-            for path in masks.values()
-        ]
-    return pairs, problems
+def list_pairs(root: Path) -> tuple[list[Pair], list[Problem], bool]:
+    """The images of a folder with their masks, what is wrong, and whether they are Carvana's cars.
+
+    By name alone. Where at least half of ``train/`` has Carvana's names, others are left out.
+    """
+    images, masks = folders_in(root)
+    photos, tests = (files_in(folder, IMAGE_SUFFIXES) for folder in (images, root / "test"))
+    others, judged = [one for one in photos + tests if not CAR.fullmatch(one.stem)], photos or tests
+    cars = images.name != "images" and 2 * len({*others} & {*judged}) <= len(judged)
+    kept = [path for path in photos if not cars or path not in others]
+    pairs, problems = pair_up(kept, files_in(masks, MASK_SUFFIXES) if judged else [])
+    pairs += [Pair(path, None) for path in tests if not cars or path not in others]
+    what, remedy = "the name is not <car>_<angle>", "rename it, as in 0123456789ab_01.jpg"
+    problems += [Problem(str(path), what, remedy) for path in others if cars]
+    return pairs, problems, cars
 
 
-def train_dir(root: Path) -> Path:
-    """``train/``, or ``train_hq/`` where only that one holds images."""
-    high_quality = os.path.isdir(root / "train_hq") and not files_in(root / "train")
-    return root / ("train_hq" if high_quality else "train")
+def pair_up(images: list[Path], masks: list[Path]) -> tuple[list[Pair], list[Problem]]:
+    """Pairs of images and masks, and what has no other half.
+
+    A mask has its image's stem, perhaps with an ending (``leaf1_mask``): the most frequent one.
+    """
+    stems, halves, mask_of, problems = {image.stem for image in images}, [], {}, []
+    for mask in masks:  # the longest stem that begins the mask's, but leaf1 does not begin leaf12
+        starts = (mask.stem[:end] for end in range(len(mask.stem), 0, -1))
+        stem = next((start for start in starts if start in stems), "")
+        ending = mask.stem.removeprefix(stem)
+        halves.append((mask, "" if ending[:1].isdigit() else stem, ending))
+    counts = Counter(sorted(ending for _, stem, ending in halves if stem))
+    common = max(counts, key=counts.get, default="")
+    for mask, stem, ending in halves:
+        if not stem or ending not in ("", common):
+            remedy = "restore the image, rename the mask as the others are, or delete it"
+            problems.append(Problem(str(mask), "mask without an image of that name", remedy))
+        elif mask_of.setdefault(stem, mask) != mask:
+            problems.append(Problem(str(mask), "a second mask of one image", "delete one of them"))
+    for image in images:
+        if image.stem not in mask_of:
+            problem = f"image without its mask {image.stem}{common}"
+            problems.append(Problem(str(image), problem, "restore the mask, or move the image"))
+    return [Pair(one, mask_of[one.stem]) for one in images if one.stem in mask_of], problems
+
+
+def folders_in(root: Path) -> tuple[Path, Path]:
+    """The folders of a data set's images and masks: the first of ``FOLDERS`` that is there."""
+    found = [(root / images, root / masks) for images, masks in FOLDERS]
+    return next((pair for pair in found if files_in(pair[0])), found[0])
 
 
 def files_in(folder: Path, suffixes: tuple[str, ...] = ("",)) -> list[Path]:
@@ -90,32 +130,34 @@ def files_in(folder: Path, suffixes: tuple[str, ...] = ("",)) -> list[Path]:
     return sorted(path for path in found if not path.name.startswith("."))
 
 
-def split_by_car(
+def split_by_group(
     samples: pd.DataFrame, fraction: float = 0.2, seed: int = 0
 ) -> tuple[pd.DataFrame, pd.DataFrame]:
-    """Split samples with masks into training and validation rows, no car on both sides.
+    """Split samples with masks into training and validation rows, no group on both sides.
 
     The 16 pictures of a car are nearly the same picture: split by image, and the validation set
     asks for cars that the model has already seen.
 
     Args:
-        fraction: share of the cars, above 0 and below 1, that go to validation (at least one).
-        seed: which cars; the same seed gives the same cars on every machine.
+        fraction: share of the groups, above 0 and below 1, that go to validation (at least one).
+        seed: which groups; the same seed gives the same ones on every machine.
 
     Returns:
         ``(train, val)``, both with a fresh index; rows without a mask are in neither.
 
     Raises:
         ValueError: a fraction outside (0, 1).
-        DataError: fewer than two cars have masks.
+        DataError: fewer than two groups have masks.
     """
     if not 0 < fraction < 1:
         raise ValueError(f"fraction={fraction} must lie between 0 and 1, for example 0.2.")
     labelled = samples[samples["mask"].fillna("") != ""]  # a csv file turns "" into a missing value
-    cars = np.array(sorted(labelled["car"].unique()))
-    if len(cars) < 2:
-        raise DataError(f"{len(cars)} car(s) with masks cannot be split by car: add another car's.")
-    count = min(max(1, round(fraction * len(cars))), len(cars) - 1)
-    chosen = np.random.default_rng(seed).permutation(cars)[:count]
-    in_val = labelled["car"].isin(chosen)
+    groups = np.array(sorted(labelled["group"].unique()))
+    if len(groups) < 2:
+        raise DataError(
+            f"{len(groups)} group(s) with masks cannot be split: add another's pictures."
+        )
+    count = min(max(1, round(fraction * len(groups))), len(groups) - 1)
+    chosen = np.random.default_rng(seed).permutation(groups)[:count]
+    in_val = labelled["group"].isin(chosen)
     return labelled[~in_val].reset_index(drop=True), labelled[in_val].reset_index(drop=True)

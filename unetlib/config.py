@@ -2,7 +2,7 @@
 
 Three environment variables steer everything:
 
-- ``UNETLIB_DATA``: a folder in Carvana's layout; unset: the embedded ``data/sample``.
+- ``UNETLIB_DATA``: a folder as ``carvana`` reads it; unset: the embedded ``data/sample``.
 - ``UNETLIB_PROFILE``: ``ci``, ``laptop`` (default) or ``full``.
 - ``UNETLIB_HOME``: where ``runs/``, ``models/`` and the cache are written (``support.folders``).
 """
@@ -103,11 +103,11 @@ class Profile:
         )
 
     def thin(self, samples):
-        """The rows of a sample table (``carvana.find_samples``) whose angle this profile uses.
-
-        Angle 17 counts as 1, 18 as 2 and so on; where none of the angles would be left, all stay.
+        """The rows of a sample table whose turntable angle (17 counts as 1, and so on) this profile
+        uses; rows without an angle stay, and where none would be left, all do.
         """
-        used = ((samples["angle"] - 1) % 16 + 1).isin(self.train_angles)
+        angle = samples.reindex(columns=["angle"])["angle"]
+        used = ((angle - 1) % 16 + 1).isin(self.train_angles) | angle.isna()
         return samples[used | (not used.any())].reset_index(drop=True)
 
 

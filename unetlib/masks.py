@@ -8,60 +8,65 @@ from PIL import Image
 from unetlib.pictures import UNREADABLE, DataError, Problem, reason, shrink, sides
 
 
-def load_mask(path: str | Path) -> np.ndarray:
-    """Read a mask file as a boolean array ``(H, W)``, True on the car.
+def load_mask(path: str | Path, mask_value: float | None = None) -> np.ndarray:
+    """Read a mask file as a boolean array ``(H, W)``, True on the object.
 
-    Carvana's masks are palette GIFs whose pixels are palette *indices* 0 and 1; going through the
-    palette to grey first makes them, and masks stored as greys or colours, read alike. Of two greys
-    the brighter is the car, so that greys 0 and 1, which look black, are understood as well.
+    Without a ``mask_value``, 0 is background and any one other value the object. Carvana's masks
+    are palette GIFs whose pixels are palette *indices* 0 and 1; going through the palette to grey
+    first makes them, and masks stored as greys or colours, read alike.
 
-    Raises:
-        DataError: unreadable, animated, of over two greys, or all of one middle grey.
-    """
-    grey, values = open_mask(path)
-    return np.asarray(grey) == (values[-1] or 255)
-
-
-def open_mask(path: str | Path) -> tuple[Image.Image, list[int]]:
-    """A mask file as a greyscale PIL image, and the one or two grey values in it, ascending.
+    Args:
+        mask_value: the object's value, among any number of others: in palette images the index as
+            stored, else the grey. None (or nan, as joined tables have): see above.
 
     Raises:
-        DataError: as ``load_mask``.
+        DataError: unreadable, animated, or nothing says which of its values is the object.
     """
     try:
         with Image.open(path) as opened:
             frames = getattr(opened, "n_frames", 1)
-            grey = opened.convert("L")
-            colours = len(opened.getcolors()) if opened.mode == "P" else 0
+            deep = opened.mode[0] in "IF"  # over 8 bits, which convert() would clip
+            stored = opened.copy() if deep or opened.mode == "P" else opened.convert("L")
+            shown = stored.convert("L") if opened.mode == "P" else stored
     except UNREADABLE as error:
         problem = f"unreadable mask ({reason(error)})"
         raise DataError(Problem(str(path), problem, "copy the file again")) from error
-    values = [value for value, count in enumerate(grey.histogram()) if count]
-    problem = ""
     if frames > 1:
         problem = f"the mask has {frames} frames, not one"
-    elif len(values) > 2 or (len(values) == 1 and 0 < values[0] < 255):
-        problem = f"the mask has {len(values)} grey values, not two (0 and 255)"
-    elif colours > len(values):
-        problem = f"the palette shows the mask's {colours} values in {len(values)} grey(s)"
-    if problem:
-        lossless = "save it as PNG or GIF, black and white, without smooth edges"
-        raise DataError(Problem(str(path), problem, lossless))
-    return grey, values
+        raise DataError(Problem(str(path), problem, "save one of them alone"))
+    if mask_value is not None and mask_value == mask_value:
+        return np.asarray(stored) == mask_value
+    values, greys = _values(stored), _values(shown)
+    understood = greys in ([255], [65535]) or (0 in greys and len(greys) <= 2)
+    if not understood or len(greys) < len(values):
+        listed = ", ".join(f"{value:g}" for value in values[:10]) + ", ..." * (len(values) > 10)
+        problem = f"nothing says which of the mask's values ({listed}) is the object"
+        remedy = f"pass it, as in find_samples(..., mask_value={values[-1]:g}), or save the mask "
+        raise DataError(Problem(str(path), problem, remedy + "as PNG with the values 0 and 255"))
+    return np.asarray(shown) != 0
 
 
-def load_coverage(path: str | Path, size: int | tuple[int, int]) -> np.ndarray:
-    """Read a mask as area coverage: how much of each small pixel the car covers.
+def _values(image: Image.Image) -> list[float]:
+    if image.mode in ("L", "P"):  # ten times as fast
+        return [value for value, count in enumerate(image.histogram()) if count]
+    return np.unique(np.asarray(image)).tolist()
+
+
+def load_coverage(
+    path: str | Path, size: int | tuple[int, int], mask_value: float | None = None
+) -> np.ndarray:
+    """Read a mask as area coverage: how much of each small pixel the object covers.
 
     Returns:
-        uint8 array ``(height, width)``, 0 (no car) to 255 (all car); from 128 up the car covers at
+        uint8 array ``(height, width)``, 0 (none) to 255 (all); from 128 up the object covers at
         least half of the pixel. ``size`` and ValueError as for ``pictures.load_image``.
 
     Raises:
         DataError: as ``load_mask``.
     """
     height, width = sides(size)
-    return shrink(Image.fromarray(load_mask(path).astype(np.uint8) * 255), height, width)
+    mask = load_mask(path, mask_value).astype(np.uint8) * 255
+    return shrink(Image.fromarray(mask), height, width)
 
 
 def to_binary(mask: np.ndarray) -> np.ndarray:

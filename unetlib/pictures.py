@@ -34,10 +34,10 @@ class DataError(ValueError):
         self.problem = problem
 
 
-def load_image(source, size: int | tuple[int, int]) -> np.ndarray:
+def load_image(source, size: int | tuple[int, int], colour: bool = False) -> np.ndarray:
     """Read an image as the model sees it; dataset, calibration and predictor all call this.
 
-    Greyscale, upright (EXIF), stretched to the size without borders, by area averaging. A JPEG is
+    Grey or RGB, upright (EXIF), stretched to the size without borders, by area averaging. A JPEG is
     decoded at half scale where that leaves at least 4 times the target: faster, and under half a
     grey level off on photos (a quarter of the scale would be up to one level off).
 
@@ -47,7 +47,7 @@ def load_image(source, size: int | tuple[int, int]) -> np.ndarray:
         size: side of the square, or ``(height, width)``, in pixels.
 
     Returns:
-        uint8 array ``(height, width)``.
+        uint8 array ``(height, width)``, or ``(height, width, 3)`` if ``colour``.
 
     Raises:
         DataError: the file or array cannot be read as an image.
@@ -58,11 +58,11 @@ def load_image(source, size: int | tuple[int, int]) -> np.ndarray:
         if isinstance(source, np.ndarray):
             source = _from_array(source)
         if isinstance(source, Image.Image):
-            return shrink(upright(source), height, width)
+            return shrink(upright(source), height, width, colour)
         with Image.open(source) as opened:
             least = max(4 * width, opened.width // 2), max(4 * height, opened.height // 2)
-            opened.draft("L", least)
-            return shrink(upright(opened), height, width)
+            opened.draft("RGB" if colour else "L", least)
+            return shrink(upright(opened), height, width, colour)
     except (*UNREADABLE, AttributeError) as error:
         is_path = isinstance(source, (str, os.PathLike))
         name = str(source) if is_path else type(source).__name__
@@ -80,11 +80,12 @@ def reason(error: Exception) -> str:
     return getattr(error, "strerror", None) or str(error)
 
 
-def shrink(image: Image.Image, height: int, width: int) -> np.ndarray:
-    """An image as greys at another size, by area averaging: uint8 ``(height, width)``."""
-    if image.mode == "CMYK":
+def shrink(image: Image.Image, height: int, width: int, colour: bool = False) -> np.ndarray:
+    """An image at another size, by area averaging: uint8 ``(height, width)``, with colour RGB."""
+    if colour or image.mode == "CMYK":
         image = image.convert("RGB")
-    return np.asarray(image.convert("L").resize((width, height), Image.Resampling.BOX))
+    image = image if colour else image.convert("L")
+    return np.asarray(image.resize((width, height), Image.Resampling.BOX))
 
 
 def _from_array(array: np.ndarray) -> Image.Image:

@@ -216,4 +216,4 @@ def check(data: Annotated[Positional[Path | None], arg(help=DATA_HELP)] = None, 
 
 
 def _split(data: Path | None) -> tuple:
-    return unetlib.split_by_car(unetlib.find_samples(data), fraction=0.2, seed=0)
+    return unetlib.split_by_group(unetlib.find_samples(data), fraction=0.2, seed=0)

@@ -5,9 +5,9 @@ from pathlib import Path
 
 import pandas as pd
 
-from unetlib import carvana, config
-from unetlib.carvana import IMAGE_SUFFIXES, MASK_SUFFIXES, Pair, files_in
-from unetlib.fetch.samples import Finding, collect, inspect
+from unetlib import config
+from unetlib.carvana import IMAGE_SUFFIXES, MASK_SUFFIXES, Pair, files_in, folders_in
+from unetlib.fetch.samples import Finding, collect, inspect, list_folder
 from unetlib.fetch.tables import RECREATE, read_table, summarize
 from unetlib.masks import load_mask, rle_decode
 from unetlib.pictures import DataError, Problem
@@ -20,7 +20,7 @@ def check(root: str | Path | None = None) -> pd.DataFrame:
     reads no csv file.
 
     Args:
-        root: a folder in Carvana's layout; None: ``config.data_dir()``.
+        root: a folder in a layout that ``carvana`` names; None: ``config.data_dir()``.
 
     Returns:
         A table of text with a row for each problem and the columns ``file`` (as seen from root),
@@ -31,23 +31,23 @@ def check(root: str | Path | None = None) -> pd.DataFrame:
     rles, problems = read_table(rles_csv, "img", "rle_mask")
     cars, found = read_table(cars_csv, "id")
     codes = {} if rles is None else rles.set_index("id")["rle_mask"]
-    samples = collect(root, partial(_inspect_whole, codes=codes))
+    samples = collect(list_folder(root), partial(_inspect_whole, codes=codes))
     problems += found + samples.attrs["problems"]
-    photos = files_in(carvana.train_dir(root), IMAGE_SUFFIXES)
+    images, masks = folders_in(root)
     labelled = samples[samples["mask"] != ""]
     if rles is not None:
         missing = set(labelled["id"]) - set(rles["id"])
-        lost = set(rles["id"]) - {path.stem for path in photos}
+        lost = set(rles["id"]) - {path.stem for path in files_in(images, IMAGE_SUFFIXES)}
         problems += summarize(rles_csv, missing, "image(s) without a row")
         problems += summarize(rles_csv, lost, "row(s) without an image", "restore the images")
-    if cars is not None:
+    if cars is not None and "car" in samples:
         missing = set(samples["car"]) - set(cars["id"])
         problems += summarize(cars_csv, missing, "car(s) without a line", "add a line for each")
     problems += [
-        Problem(str(path), "ignored: not a JPEG or PNG file", "convert it or move it elsewhere")
-        for folder in (carvana.train_dir(root), root / "test", root / "train_masks")
+        Problem(str(path), "ignored: not an image file", "convert it to PNG or move it elsewhere")
+        for folder in (images, root / "test", masks)
         for path in files_in(folder)
-        if path.suffix.lower() not in (IMAGE_SUFFIXES, MASK_SUFFIXES)[folder.name == "train_masks"]
+        if path.suffix.lower() not in (MASK_SUFFIXES if folder == masks else IMAGE_SUFFIXES)
         and not path.is_dir()
     ]
     seen = [one._replace(file=Path(one.file).relative_to(root).as_posix()) for one in problems]

@@ -53,7 +53,7 @@ def download(
         if archive is not None:
             unpack(archive, target)
     samples = find_samples(target).query("mask != ''")
-    found = len(samples), samples["car"].nunique()
+    found = len(samples), samples["group"].nunique()
     print(
         f"{target}: {found[0]:,} photos with masks of {found[1]} cars (the full set: 5,088 of 318)"
     )

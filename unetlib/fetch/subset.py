@@ -46,6 +46,8 @@ def write_subset(
     if target.exists() and (not target.is_dir() or any(target.iterdir())):
         raise DataError(f"{target} is not empty: name a new folder or delete it first.")
     samples = find_samples(source)
+    if "car" not in samples:
+        raise DataError(f"{source} has no cars: name its photos as in 0123456789ab_01.jpg.")
     has_mask = samples["mask"] != ""
     most = samples.loc[has_mask, "car"].nunique()
     if not 1 <= cars <= most:

@@ -77,7 +77,7 @@ def read_table(path: Path, *columns: str) -> tuple[pd.DataFrame | None, list[Pro
     complete = [row for row in rows if len(row) == len(header)]
     table = pd.DataFrame(complete, columns=header, dtype=str)
     table = table.loc[:, ~table.columns.duplicated()]
-    ids = table[columns[0]].str.replace(r"\.(jpe?g|png)$", "", case=False, regex=True)
+    ids = table[columns[0]].str.replace(r"\.[a-z]{3,4}$", "", case=False, regex=True)
     doubled = ids.duplicated()
     problems = summarize(path, malformed, "malformed row(s)")
     problems += summarize(path, ids[doubled], "doubled row(s), the first is used")

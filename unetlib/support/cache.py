@@ -1,4 +1,4 @@
-"""Decoded images, kept on disk: one file for each pair, size and content."""
+"""Decoded images, kept on disk: one file for each pair's content, mask value, size and colour."""
 
 import hashlib
 import warnings
@@ -8,57 +8,58 @@ import numpy as np
 import pandas as pd
 
 from unetlib.dataset import decode
-from unetlib.pictures import DataError
+from unetlib.pictures import DataError, sides
 from unetlib.support import folders
-from unetlib.support.memory import DECODED, file_hashes
+from unetlib.support.memory import DECODED, pair_hashes
 
-VERSION = 4  # raise it when decoding changes, so that older files are not used
+VERSION = 5  # raise it when decoding changes, so that older files are not used
 
 
-def decode_once(samples: pd.DataFrame, size: int) -> np.ndarray:
+def decode_once(
+    samples: pd.DataFrame, size: int | tuple[int, int], colour: bool = False
+) -> np.ndarray:
     """``dataset.decode`` that reads a pair of files only the first time it meets their content.
 
     Splits share what they have in common. A damaged file is written again; where nothing can be
     written, one warning says so.
 
     Returns:
-        uint8 ``(N, 2, size, size)``, in memory.
+        uint8 ``(N, 2, H, W)``, or ``(N, 4, H, W)`` if ``colour``, in memory.
 
     Raises:
         DataError: a file cannot be read, or the images do not fit in memory.
     """
-    hashes, rows = file_hashes([*samples["image"], *samples["mask"]]), len(samples)
-    pairs = zip(hashes[:rows], hashes[rows:], strict=True)
-    names = [hashlib.sha256("".join(pair).encode()).hexdigest()[:32] + ".bin" for pair in pairs]
+    names, rows = [f"{one[:32]}.bin" for one in pair_hashes(samples)], len(samples)
+    (height, width), channels = sides(size), 4 if colour else 2
     missing = range(rows)
     try:
-        decoded = np.empty((rows, 2, size, size), np.uint8)
-        folder = folders.cache_dir() / f"{DECODED}{VERSION}-{size}"
+        decoded = np.empty((rows, channels, height, width), np.uint8)
+        folder = folders.cache_dir() / f"{DECODED}{VERSION}-{channels}x{height}x{width}"
         folder.mkdir(exist_ok=True)
         missing = [row for row, name in enumerate(names) if not _read(folder / name, decoded[row])]
         if len(missing) == rows:  # the first time: no second array of this size
-            decoded = decode(samples, size)
+            decoded = decode(samples, size, colour)
         elif missing:
-            decoded[missing] = decode(samples.iloc[missing], size)
+            decoded[missing] = decode(samples.iloc[missing], size, colour)
         for row in missing:  # half a file, or another program's half, fails its checksum
             checksum = hashlib.sha256(decoded[row]).digest()
             (folder / names[row]).write_bytes(decoded[row].tobytes() + checksum)
     except OSError as error:
         if isinstance(missing, range):  # nothing is decoded yet
-            decoded = decode(samples, size)
+            decoded = decode(samples, size, colour)
         warnings.warn(
             f"decoded images are not kept for next time ({error}): free some space, or set "
             "UNETLIB_HOME to a folder that you can write to.",
             stacklevel=3,
         )
     except MemoryError:
-        what = f"{rows} images of {size}x{size} pixels and their masks"
+        what = f"{rows} images of {width}x{height} pixels and their masks"
         raise DataError(f"{what} do not fit in memory: lower size, or take fewer rows.") from None
     return decoded
 
 
 def _read(path: Path, pair: np.ndarray) -> bool:
-    """Fill in a pair, uint8 ``(2, size, size)``, from its file; False if there is no sound one."""
+    """Fill in a pair, uint8 ``(2 or 4, H, W)``, from its file; False if there is no sound one."""
     try:
         content = path.read_bytes()
     except FileNotFoundError:

@@ -81,15 +81,22 @@ def file_hashes(paths: Iterable[str]) -> list[str]:
         raise DataError(Problem(str(error.filename), str(error.strerror), remedy)) from None
 
 
-def fingerprint(samples: pd.DataFrame) -> str:
-    """12 hex digits that change when any image or mask of the table changes in content.
+def pair_hashes(samples: pd.DataFrame) -> list[str]:
+    """64 hex digits for each row: the content of its image and mask, and its mask value.
 
     Raises:
         DataError: a file is gone or may not be read.
     """
-    hashes = file_hashes([*samples["image"], *samples["mask"].fillna("")])
+    hashes, rows = file_hashes([*samples["image"], *samples["mask"].fillna("")]), len(samples)
+    values = samples.reindex(columns=["mask_value"])["mask_value"].astype(float)  # nan: none
+    keys = zip(hashes[:rows], hashes[rows:], values, strict=True)
+    return [hashlib.sha256(" ".join(map(str, key)).encode()).hexdigest() for key in keys]
+
+
+def fingerprint(samples: pd.DataFrame) -> str:
+    """12 hex digits that change with any id, image, mask or mask value of the table."""
     digest = hashlib.sha256()
-    for name, content in zip([*samples["id"]] * 2, hashes, strict=True):
+    for name, content in zip(samples["id"], pair_hashes(samples), strict=True):
         digest.update(f"{name} {content}\n".encode(errors="surrogateescape"))
     return digest.hexdigest()[:12]
 
@@ -100,4 +107,4 @@ def clear_cache() -> None:
     for path in (*cache.glob(f"{DECODED}*"), *cache.glob("samples-*.json"), cache / "hashes.json"):
         shutil.rmtree(path, ignore_errors=True)
         with suppress(OSError):
-            path.unlink()  # also what 0.1 kept, one file per table
+            path.unlink()

@@ -1,0 +1,165 @@
+"""Pictures of any origin: other folders, names, formats and mask values than Carvana's."""
+
+import warnings
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+from PIL import Image
+
+from unetlib import (
+    CarvanaDataset,
+    DataError,
+    carvana,
+    check,
+    config,
+    decode_once,
+    find_samples,
+    load_image,
+    load_mask,
+    split_by_group,
+    write_subset,
+)
+from unetlib.support.memory import fingerprint
+
+PLAIN = ["id", "group", "image", "mask", "width", "height"]
+OBJECT = np.zeros((12, 16), np.uint8)
+OBJECT[3:9, 4:12] = 1
+
+
+def write(root, names, images="images", masks="masks", ending="", suffix=".png", mask=OBJECT * 255):
+    for folder in (images, masks):
+        (root / folder).mkdir(parents=True, exist_ok=True)
+    for number, name in enumerate(names):
+        colours = np.full((12, 16, 3), (200, 100 + number, 20), np.uint8)
+        Image.fromarray(colours).save(root / images / f"{name}{suffix}")
+        Image.fromarray(mask).save(root / masks / f"{name}{ending}.png")
+    return root
+
+
+@pytest.mark.parametrize("folders", [("images", "masks"), ("train", "train_masks")])
+@pytest.mark.parametrize("name", ["cell{}", "IMG_000{}", "plate1_{}"])
+@pytest.mark.parametrize("ending", ["", "_mask", "-seg"])
+def test_a_folder_of_any_names_is_read(tmp_path, folders, name, ending):
+    root = write(tmp_path / "data", [name.format(i) for i in range(4)], *folders, ending=ending)
+    with warnings.catch_warnings(action="error"):
+        samples = find_samples(root)
+    assert list(samples.columns) == PLAIN
+    assert (samples["group"] == samples["id"]).all() and (samples["mask"] != "").all()
+    pd.testing.assert_frame_equal(carvana.find_samples(root), samples)
+    assert check(root).empty
+    train, val = split_by_group(samples, 0.25)
+    assert (len(train), len(val)) == (3, 1)
+    assert len(config.PROFILES["ci"].thin(train)) == 3
+    assert CarvanaDataset(train, 8)[0][1].any()
+    with pytest.raises(DataError, match="cars"):
+        write_subset(root, tmp_path / "subset", 1)
+
+
+@pytest.mark.parametrize("suffix", [".jpg", ".png", ".tif", ".bmp", ".webp"])
+def test_folders_and_patterns_of_any_format(tmp_path, suffix):
+    write(tmp_path, ["a", "b"], "photos", "labels", suffix=suffix)
+    by_folder = find_samples(images=tmp_path / "photos", masks=tmp_path / "labels")
+    by_pattern = find_samples(
+        images=f"{tmp_path}/photos/*{suffix}", masks=str(tmp_path / "l*" / "*.png")
+    )
+    pd.testing.assert_frame_equal(by_folder, by_pattern)
+    assert list(by_folder["id"]) == ["a", "b"]
+
+
+def test_a_pattern_goes_into_folders_and_leaves_masks_out_of_the_images(tmp_path):
+    write(tmp_path, ["a", "b"], "scans/one", "scans/one", ending="_mask")
+    write(tmp_path, ["c"], "scans/two", "scans/two", ending="_mask")
+    samples = find_samples(images=f"{tmp_path}/scans/**/*.png", masks=f"{tmp_path}/**/*_mask.png")
+    assert list(samples["id"]) == ["a", "b", "c"]
+    alone = find_samples(images=f"{tmp_path}/scans/one/?.png")
+    assert list(alone["mask"]) == ["", ""]
+
+
+def test_a_mask_belongs_to_the_longest_stem_and_the_common_ending(tmp_path):
+    write(tmp_path, ["leaf1", "leaf12", "leaf2"], ending="_mask")
+    (tmp_path / "images" / "leaf2.png").unlink()
+    (tmp_path / "masks" / "leaf12_mask.png").rename(tmp_path / "masks" / "leaf12_old.png")
+    Image.fromarray(OBJECT).save(tmp_path / "masks" / "leaf13_mask.png")
+    write(tmp_path, ["leaf3"], ending="_mask")
+    with pytest.warns(UserWarning):
+        samples = find_samples(tmp_path)
+    assert [Path(one).name for one in samples["mask"]] == ["leaf1_mask.png", "leaf3_mask.png"]
+    named = {Path(one.file).name for one in samples.attrs["problems"]}
+    assert named == {"leaf12.png", "leaf12_old.png", "leaf13_mask.png", "leaf2_mask.png"}
+
+
+def test_a_group_is_made_of_the_path(tmp_path, data_set):
+    write(tmp_path, ["p1_a", "p1_b", "p2_a"])
+    samples = find_samples(tmp_path, group=lambda path: int(path.stem[1]))
+    assert list(samples["group"]) == ["1", "1", "2"]
+    assert set(find_samples(data_set, group=lambda path: "x")["group"]) == {"x"}
+
+
+@pytest.mark.parametrize("value", [1, 7, 255, 65535])
+def test_a_mask_is_0_and_any_one_other_value(tmp_path, value):
+    kind = np.uint16 if value > 255 else np.uint8
+    Image.fromarray(OBJECT.astype(kind) * kind(value)).save(tmp_path / "mask.png")
+    np.testing.assert_array_equal(load_mask(tmp_path / "mask.png"), OBJECT == 1)
+
+
+@pytest.mark.fault(
+    "mask of other values than 0 and one more", "refused: names them, and mask_value"
+)
+@pytest.mark.parametrize(
+    ("mask", "named"), [(OBJECT + 1, "1, 2"), (OBJECT * 0 + 3, "3"), (np.arange(12), "9, ...")]
+)
+def test_values_that_do_not_tell_the_object_are_named(tmp_path, mask, named):
+    mask = np.broadcast_to(mask.astype(np.uint8), (12, mask.shape[-1]))
+    Image.fromarray(np.ascontiguousarray(mask)).save(tmp_path / "mask.png")
+    with pytest.raises(DataError, match=rf"mask\.png: .*{named}.*mask_value="):
+        load_mask(tmp_path / "mask.png")
+    np.testing.assert_array_equal(load_mask(tmp_path / "mask.png", 2), mask == 2)
+
+
+def test_a_mask_value_of_a_palette_is_the_index(tmp_path):
+    mask = Image.fromarray(OBJECT * 2)
+    mask.putpalette([0, 0, 0, 9, 9, 9, 0, 0, 0])
+    mask.save(tmp_path / "mask.png")
+    np.testing.assert_array_equal(load_mask(tmp_path / "mask.png", 2), OBJECT == 1)
+    with pytest.raises(DataError, match="0, 2"):
+        load_mask(tmp_path / "mask.png")
+
+
+def test_the_mask_value_is_remembered_with_the_table_and_its_pictures(tmp_path):
+    write(tmp_path, ["a", "b"], mask=OBJECT + 1)
+    with pytest.raises(DataError, match="mask_value"):
+        find_samples(tmp_path)
+    tables = [find_samples(tmp_path, mask_value=value) for value in (1, 2)]
+    assert list(tables[1].columns) == [*PLAIN, "mask_value"]
+    assert fingerprint(tables[0]) != fingerprint(tables[1])
+    first, second = (decode_once(table, (12, 16)) for table in tables)
+    np.testing.assert_array_equal(second[0, 1], OBJECT * 255)
+    np.testing.assert_array_equal(first[:, 1], 255 - second[:, 1])
+
+
+def test_colour_and_height_and_width(tmp_path):
+    samples = find_samples(write(tmp_path, ["a", "b"]))
+    assert load_image(samples["image"][1], (6, 8), colour=True).shape == (6, 8, 3)
+    for _ in range(2):
+        decoded = decode_once(samples, (6, 8), colour=True)
+        assert decoded.shape == (2, 4, 6, 8) and decoded[1, :3, 0, 0].tolist() == [200, 101, 20]
+    assert decode_once(samples, (6, 8)).shape == (2, 2, 6, 8)
+
+
+@pytest.mark.fault("folder or pattern of pictures without any", "named")
+@pytest.mark.parametrize("part", ["images", "masks"])
+def test_a_pattern_that_matches_nothing_is_named(tmp_path, part):
+    write(tmp_path, ["a", "b"])
+    places = {"images": tmp_path / "images", "masks": tmp_path / "masks"}
+    with pytest.raises(DataError, match=r"nowhere/\*\.png"):
+        find_samples(**places | {part: f"{tmp_path}/nowhere/*.png"})
+
+
+@pytest.mark.parametrize(
+    "wrong", [{"masks": "m"}, {"root": "r", "images": "i"}, {"mask_value": "2"}]
+)
+def test_arguments_that_do_not_fit_are_refused(wrong):
+    with pytest.raises(ValueError):
+        find_samples(**wrong)
