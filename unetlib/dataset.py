@@ -38,12 +38,12 @@ def decode(samples: pd.DataFrame, size: int | tuple[int, int], colour: bool = Fa
     """
     height, width = sides(size)
     decoded = np.empty((len(samples), 4 if colour else 2, height, width), np.uint8)
-    objects = samples.get("mask_value", pd.Series(None, samples.index, object))
+    values = samples.reindex(columns=["mask_value"])["mask_value"]
 
     def decode_row(row: int) -> None:
         image = load_image(samples["image"].iloc[row], size, colour)
         decoded[row, :-1] = image.transpose(2, 0, 1) if colour else image
-        decoded[row, -1] = load_coverage(samples["mask"].iloc[row], size, objects.iloc[row])
+        decoded[row, -1] = load_coverage(samples["mask"].iloc[row], size, values.iloc[row])
 
     with ThreadPoolExecutor() as pool:  # Pillow decodes outside of the interpreter lock
         rows = pool.map(decode_row, range(len(samples)))
