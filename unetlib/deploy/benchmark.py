@@ -44,8 +44,8 @@ def benchmark(
         times = [[] for _ in predictors]
         for _ in tqdm(range(warm_up + repeats), desc=f"timing batches of {batch_size}"):
             for predictor, taken in zip(predictors, times, strict=True):
-                shape = (batch_size, 1, predictor.size, predictor.size)
-                taken.append(_seconds(partial(predictor.logits, rng.random(shape, np.float32))))
+                batch = rng.random((batch_size, *predictor.shape), np.float32)
+                taken.append(_seconds(partial(predictor.logits, batch)))
         for predictor, taken in zip(predictors, times, strict=True):
             p50, p95 = 1000 * np.percentile(taken[warm_up:], [50, 95])
             row = dict(name=predictor.name, batch=batch_size, p50_ms=p50, p95_ms=p95)
@@ -74,7 +74,7 @@ def watch():
 watcher = threading.Thread(target=watch, daemon=True); watcher.start()
 loading = time.perf_counter()
 predictor = load_predictor(device="cpu", **json.loads(sys.argv[1]))
-batch = numpy.zeros((1, 1, predictor.size, predictor.size), numpy.float32)
+batch = numpy.zeros((1, *predictor.shape), numpy.float32)
 predictor.logits(batch)
 first = time.perf_counter()
 for _ in range(2):
@@ -91,11 +91,14 @@ def cold_start(predictor: Predictor) -> dict[str, float]:
     Returns:
         ``peak_mb``: resident memory in MB on top of the imports, while loading and predicting
         three single images; ``import_s``: seconds for importing unetlib; ``first_s``: seconds for
-        loading the model and its first prediction.
+        loading the model and its first prediction. All are nan for the ``.pth`` file of an own
+        network, whose class another process lacks.
 
     Raises:
         ModelFileError: the process failed.
     """
+    if predictor.network:
+        return dict.fromkeys(("peak_mb", "import_s", "first_s"), np.nan)
     settings = {name: getattr(predictor, name) for name in ("precision", "runtime", "trust")}
     settings = json.dumps(dict(path=str(predictor.path)) | settings)
     with tempfile.TemporaryDirectory() as folder:  # what torch.compile kept before does not count

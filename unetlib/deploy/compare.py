@@ -1,14 +1,15 @@
 """Exported files, images -> tables of how alike, how good, how fast and how large they are."""
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import torch
+from torch import nn
 from tqdm.auto import tqdm
 
-from unetlib.dataset import CarvanaDataset
+from unetlib.dataset import CarvanaDataset, to_tensor
 from unetlib.deploy.benchmark import benchmark, cold_start
 from unetlib.deploy.formats import missing_runtime
 from unetlib.deploy.manifest import FILES, RUNTIMES, exported_files, read_manifest
@@ -16,6 +17,7 @@ from unetlib.deploy.predict import BATCH_SIZE, Predictor, enlarge, load_predicto
 from unetlib.device import pick_precision
 from unetlib.masks import load_mask
 from unetlib.metrics import dice
+from unetlib.store.model_file import load_content
 from unetlib.support.cache import decode_once
 
 TOLERANCE = 1e-4  # largest difference in probability allowed to the float formats
@@ -23,12 +25,20 @@ INT8_TOLERANCE = 0.01  # Dice that int8 may lose before it is marked
 NOTE = "undertrained?"  # the mark: a well-trained network loses much less
 
 
-def parity(models_dir: str | Path, samples: pd.DataFrame) -> pd.DataFrame:
+def parity(
+    models_dir: str | Path,
+    samples: pd.DataFrame,
+    network: Callable[[], nn.Module] | None = None,
+    logits: str | Path | None = None,
+) -> pd.DataFrame:
     """Compare every exported format with the PyTorch file on real images, freshly loaded.
 
     Args:
         models_dir: where ``export_all`` wrote.
         samples: sample table with masks.
+        network: of an own network, see ``load_model``.
+        logits: what ``keep_logits`` wrote, in place of opening the PyTorch file: for a process that
+            lacks its class.
 
     Returns:
         A row per format: ``format``, ``file``, ``bytes``, ``max_abs_diff`` (of probabilities),
@@ -36,9 +46,15 @@ def parity(models_dir: str | Path, samples: pd.DataFrame) -> pd.DataFrame:
         over images, hard masks), ``dice_difference`` (to PyTorch), ``note`` (``NOTE`` for an int8
         file that loses more than 0.01 Dice, else "").
     """
-    predictors = [load_predictor(Path(models_dir) / file, "cpu") for file in FILES.values()]
-    rows = []
-    for predictor, _, scores in _scored(predictors, samples, "comparing formats"):
+    paths, rows = [Path(models_dir) / file for file in FILES.values()], []
+    rest = [load_predictor(path, "cpu") for path in paths[1:]]
+    if logits is None:
+        first = load_predictor(paths[0], "cpu", network=network)
+    else:
+        kept = iter(_batches(np.load(logits)))
+        info = vars(rest[0]) | dict(format="pytorch")
+        first = Predictor(lambda _: next(kept), info, paths[0], "fp32", False, None)
+    for predictor, _, scores in _scored([first, *rest], samples, "comparing formats"):
         difference = scores["dice"] - (rows[0]["dice"] if rows else scores["dice"])
         lost_much = predictor.format == "int8" and difference < -INT8_TOLERANCE
         row = dict(format=predictor.format, file=predictor.path.name)
@@ -49,10 +65,10 @@ def parity(models_dir: str | Path, samples: pd.DataFrame) -> pd.DataFrame:
 
 def _scored(predictors: list[Predictor], samples: pd.DataFrame, title: str) -> Iterator[tuple]:
     """``(predictor, probabilities (N, H, W), scores)``; the first is the reference."""
-    dataset, first = CarvanaDataset(samples, predictors[0].size, decode=decode_once), None
+    dataset, first = _dataset(predictors[0], samples), None
     for predictor in tqdm(predictors, title):
-        batches = np.array_split(dataset.images, -(-len(dataset) // BATCH_SIZE))
-        probability = np.concatenate([predictor.predict_maps(batch) for batch in batches])
+        maps = [predictor.predict_maps(batch) for batch in _batches(dataset.images)]
+        probability = np.concatenate(maps)
         car = probability > predictor.threshold
         first = first or (probability, car)
         scores = dict(
@@ -63,21 +79,36 @@ def _scored(predictors: list[Predictor], samples: pd.DataFrame, title: str) -> I
         yield predictor, probability, scores
 
 
+def _dataset(predictor: Predictor, samples: pd.DataFrame) -> CarvanaDataset:
+    return CarvanaDataset(samples, predictor.size, decode=decode_once, colour=predictor.colour)
+
+
+def _batches(images: np.ndarray) -> list[np.ndarray]:
+    return np.array_split(images, -(-len(images) // BATCH_SIZE))
+
+
+def keep_logits(predictor: Predictor, samples: pd.DataFrame, path: str | Path) -> None:
+    """Write a model's logits of the samples' images as ``.npy``, float32 ``(N, 1, H, W)``."""
+    batches = _batches(_dataset(predictor, samples).images)
+    np.save(path, np.concatenate([predictor.logits(to_tensor(one).numpy()) for one in batches]))
+
+
 def compare(
     models_dir: str | Path,
     samples: pd.DataFrame,
     repeats: int = 30,
     runtimes: Iterable[str] = ("openvino", "compile"),
+    network: Callable[[], nn.Module] | None = None,
 ) -> pd.DataFrame:
     """Compare all ways to run the exported model on the CPU: quality, speed, size and memory.
 
     Args:
         models_dir: where ``export_all`` wrote; a format whose file is missing is skipped.
         samples: sample table with masks.
-        runtimes: extra ones to try, see ``predictors_in``.
+        runtimes, network: see ``predictors_in``.
 
     Returns:
-        A row per predictor, eager PyTorch in fp32 first: ``name``, ``dice`` at the model's size,
+        A row per predictor, in ``predictors_in``'s order: ``name``, ``dice`` at the model's size,
         ``dice_full`` at the original size, ``agreement`` (share of pixels on the same side of the
         threshold as the first), ``max_abs_diff`` (of probabilities), ``megabytes``, ``peak_mb``,
         ``first_s`` (see ``cold_start``), ``p50_ms``, ``p95_ms``, ``ratio``.
@@ -86,10 +117,11 @@ def compare(
         DataError: no exported model in the folder.
         ModelFileError: a file is damaged or not the exported one.
     """
-    predictors = predictors_in(models_dir, runtimes=runtimes)
+    predictors = predictors_in(models_dir, runtimes=runtimes, network=network)
     rows = []
     for predictor, probabilities, scores in _scored(predictors, samples, "scoring"):
-        pairs = zip(probabilities, map(load_mask, samples["mask"]), strict=True)
+        objects = samples.get("mask_value", [None] * len(samples))
+        pairs = zip(probabilities, map(load_mask, samples["mask"], objects), strict=True)
         full = [dice(enlarge(p, m.shape) > predictor.threshold, m).item() for p, m in pairs]
         fresh = cold_start(predictor)
         row = dict(name=predictor.name, dice=scores["dice"], dice_full=float(np.mean(full)))
@@ -104,6 +136,7 @@ def predictors_in(
     models_dir: str | Path,
     threads: int | None = None,
     runtimes: str | Iterable[str] = ("openvino", "compile"),
+    network: Callable[[], nn.Module] | None = None,
 ) -> list[Predictor]:
     """Every way to run the exported model on this computer's CPU, eager PyTorch fp32 first.
 
@@ -114,6 +147,7 @@ def predictors_in(
         models_dir: where ``export_all`` wrote.
         threads: number of CPU threads to compute with; None: all cores.
         runtimes: extra ones, of ``formats.Runtime``.
+        network: of an own network, see ``load_model``; None leaves its ``.pth`` file out.
 
     Raises:
         DataError: no exported model in the folder.
@@ -131,6 +165,9 @@ def predictors_in(
     first = next(iter(files))
     for name in [name for name in files if weights[name] != weights[first]]:
         print(f"{files.pop(name)}: left out, of another training than {FILES[first]}; export again")
+    if network is None and "pytorch" in files and len(files) > 1:
+        if own := load_content(files["pytorch"])["network"]:
+            print(f"{files.pop('pytorch')}: left out, it needs its class (network={own})")
     native = pick_precision(torch.device("cpu"))
     if native != "bf16":
         print("bf16: left out, this processor does not compute with it natively")
@@ -145,7 +182,7 @@ def predictors_in(
     ways += [("onnx", "fp32", "openvino"), ("int8", "fp32", "openvino")]
     ways += [("onnx", "bf16", "openvino"), ("pytorch", "fp32", "compile")]
     return [
-        load_predictor(files[name], "cpu", threads, precision, runtime=runtime)
+        load_predictor(files[name], "cpu", threads, precision, runtime=runtime, network=network)
         for name, precision, runtime in ways
         if name in files and precision in ("fp32", native) and runtime in usable
     ]

@@ -14,6 +14,7 @@ import io
 import os
 import tempfile
 import warnings
+from collections.abc import Callable
 from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
@@ -27,17 +28,20 @@ import torch
 import torch.export._trace
 from onnxruntime.quantization import QuantFormat, QuantType, quantize_static
 from onnxruntime.quantization.shape_inference import quant_pre_process
+from torch import nn
 from torch.export import Dim
 from tqdm.auto import tqdm
 
 from unetlib.dataset import CarvanaDataset, to_tensor
 from unetlib.deploy.benchmark import in_a_fresh_process
-from unetlib.deploy.compare import TOLERANCE, parity
+from unetlib.deploy.compare import TOLERANCE, keep_logits, parity
 from unetlib.deploy.formats import METADATA_KEY, describe, describe_onnx, legacy_allowed
 from unetlib.deploy.manifest import FILES, MANIFEST, check_manifest, write_manifest
+from unetlib.deploy.predict import load_predictor
 from unetlib.metrics import evaluating
-from unetlib.model import UNet
-from unetlib.store.model_file import load_model, save_model
+from unetlib.pictures import sides
+from unetlib.recipe import resolve
+from unetlib.store.model_file import as_built, load_model, save_model
 from unetlib.support.errors import ModelFileError
 from unetlib.support.files import locked, whole_file
 from unetlib.support.folders import models_dir
@@ -47,7 +51,12 @@ CALIBRATION_IMAGES = 32
 
 
 def export_all(
-    run, output_dir: str | Path | None = None, *, train: pd.DataFrame, val: pd.DataFrame
+    run,
+    output_dir: str | Path | None = None,
+    *,
+    train: pd.DataFrame,
+    val: pd.DataFrame,
+    network: Callable[[], nn.Module] | None = None,
 ) -> pd.DataFrame:
     """Write a run's best model in every format and prove, in a fresh process, that they agree.
 
@@ -59,15 +68,19 @@ def export_all(
         output_dir: where to write; None: ``support.folders.models_dir()``.
         train: sample table; up to 32 of its images calibrate the quantisation.
         val: sample table on which the formats are compared.
+        network: of an own network, see ``load_model``; None takes the one of a run's recipe.
 
     Returns:
         The table of ``parity``.
 
     Raises:
         ModelFileError: the run has no finished epoch; a float format differs by over 1e-4 in
-            probability (its file is removed); or the files cannot be written (older ones stay); or
-            the folder's manifest.json is another program's.
+            probability (its file is removed); or the files cannot be written, also because PyTorch
+            cannot record the network (older ones stay); or the folder's manifest.json is another
+            program's.
     """
+    if network is None and hasattr(run, "recipe") and run.recipe.network != "unet":
+        network = resolve("network", run.recipe.network)
     output_dir = Path(output_dir) if output_dir is not None else models_dir()
     check_manifest(output_dir)
 
@@ -80,7 +93,7 @@ def export_all(
         workshop = tempfile.TemporaryDirectory(dir=output_dir, prefix=".export-")
         folder = Path(stack.enter_context(workshop))
         try:
-            table = _export_into(folder, getattr(run, "checkpoint", run), train, val)
+            table = _export_into(folder, getattr(run, "checkpoint", run), train, val, network)
         except OSError as error:
             problem = f"nothing exported, what was there stays ({error.strerror or error})"
             raise ModelFileError(f"{output_dir}: {problem}; choose another folder.") from None
@@ -109,26 +122,38 @@ def export_all(
 
 
 def _export_into(
-    folder: Path, checkpoint: str | Path, train: pd.DataFrame, val: pd.DataFrame
+    folder: Path, checkpoint: str | Path, train: pd.DataFrame, val: pd.DataFrame, network
 ) -> pd.DataFrame:
     path = {name: folder / file for name, file in FILES.items()}
-    model, content = load_model(checkpoint)
-    size, threshold = content["size"], content["threshold"]
+    model, content = load_model(checkpoint, network)
+    about = {name: content[name] for name in ("size", "threshold", "colour")}
+    size, colour = content["size"], content["colour"]
+    _check_output(model, checkpoint, _example(size, colour))
     every = max(1, len(train) // CALIBRATION_IMAGES)
-    calibration = CarvanaDataset(train.iloc[::every][:CALIBRATION_IMAGES], size)
+    calibration = CarvanaDataset(train.iloc[::every][:CALIBRATION_IMAGES], size, colour=colour)
     images = to_tensor(calibration.images).numpy()
-    steps = (
-        lambda: save_model(path["pytorch"], model, size, threshold, **content["info"]),
-        lambda: export_torchscript(model, path["torchscript"], size, threshold),
-        lambda: export_program(model, path["exported"], size, threshold),
-        lambda: export_onnx(model, path["onnx"], size, threshold),
-        lambda: quantize_int8(path["onnx"], path["int8"], images),
+    steps = dict(
+        pytorch=lambda to: save_model(to, model, **about, **content["info"]),
+        torchscript=lambda to: export_torchscript(model, to, **about),
+        exported=lambda to: export_program(model, to, **about),
+        onnx=lambda to: export_onnx(model, to, **about),
+        int8=lambda to: quantize_int8(path["onnx"], to, images),
     )
-    for step in tqdm(steps, desc="exporting"):
-        step()
+    for name, step in tqdm(steps.items(), desc="exporting"):
+        try:
+            step(path[name])
+        except OSError:
+            raise
+        except Exception as error:  # the recorders' errors share no public base class
+            kind = type(model).__name__
+            problem = f"{kind} cannot be written in format {name} ({_reason(error)})"
+            raise ModelFileError(f"{checkpoint}: {problem}; change its forward.") from error
     write_manifest(folder)
-    rows = val.reset_index(drop=True).astype(dict(image=str, mask=str)).to_json()
-    answer = in_a_fresh_process(PARITY, str(folder), what=folder, input=rows)
+    rows, logits = val.reset_index(drop=True).astype(dict(image=str, mask=str)).to_json(), []
+    if content["network"]:  # another process lacks its class
+        logits = [str(folder / "logits.npy")]
+        keep_logits(load_predictor(path["pytorch"], "cpu", network=network), val, *logits)
+    answer = in_a_fresh_process(PARITY, str(folder), *logits, what=folder, input=rows)
     return pd.read_json(io.StringIO(answer.splitlines()[-1]), dtype=dict(note=str))
 
 
@@ -136,55 +161,104 @@ PARITY = f"""
 import sys
 import pandas as pd
 from {parity.__module__} import parity
-print(parity(sys.argv[1], pd.read_json(sys.stdin, dtype=dict(id=str, car=str))).to_json())
+samples = pd.read_json(sys.stdin, dtype=False, convert_dates=False)
+print(parity(sys.argv[1], samples, None, *sys.argv[2:]).to_json())
 """
 
 
-def export_torchscript(model: UNet, path: str | Path, size: int, threshold: float = 0.5) -> None:
+def _example(size: int | tuple[int, int], colour: bool) -> torch.Tensor:
+    return torch.zeros(2, 3 if colour else 1, *sides(size))
+
+
+def _check_output(model: nn.Module, path: str | Path, example: torch.Tensor) -> None:
+    """Refuse a network that does not give one logit for each pixel."""
+    wanted = 2, 1, *example.shape[2:]
+    try:
+        with evaluating(model):
+            logits = model(example)
+        if logits.shape == wanted and logits.is_floating_point():
+            return
+        given = f"gives {tuple(logits.shape)} {logits.dtype}"
+    except Exception as error:  # own code can raise anything
+        given = f"fails ({_reason(error)})"
+    need = f"for images {tuple(example.shape)} logits must be {wanted} floats"
+    raise ModelFileError(f"{path}: {type(model).__name__} {given}; {need}.")
+
+
+def _reason(error: BaseException) -> str:
+    """The first line of what began it."""
+    while error.__cause__ is not None:
+        error = error.__cause__
+    return str(error).strip().partition("\n")[0] or type(error).__name__
+
+
+def export_torchscript(
+    model: nn.Module,
+    path: str | Path,
+    size: int | tuple[int, int],
+    threshold: float = 0.5,
+    colour: bool = False,
+) -> None:
     """Trace a model into a TorchScript file: the recorded program and its weights.
 
     PyTorch deprecated TorchScript in favour of ``torch.export``; many deployments still load it.
     """
     buffer = io.BytesIO()  # where the disk is full, torch's own writer ends the whole process
     with evaluating(model), legacy_allowed():
-        traced = torch.jit.trace(model, torch.zeros(2, 1, size, size))
-        torch.jit.save(traced, buffer, _extra_files={METADATA_KEY: describe(size, threshold)})
+        traced = torch.jit.trace(model, _example(size, colour))
+        about = {METADATA_KEY: describe(size, threshold, colour)}
+        torch.jit.save(traced, buffer, _extra_files=about)
     with whole_file(path) as part:
         part.write_bytes(buffer.getbuffer())
 
 
-def _any_size(model: UNet) -> dict:
-    """The dimensions that exported programs leave open: batch, height and width."""
+def _open_sizes(model: nn.Module) -> tuple[dict]:
+    """The dimensions that exported programs leave open: batch, and a U-Net's height and width."""
+    if not as_built(model):
+        return ({0: Dim("batch")},)
     height, width = (model.stride * Dim(name, min=1) for name in ("rows", "columns"))
-    return {"x": {0: Dim("batch"), 2: height, 3: width}}
+    return ({0: Dim("batch"), 2: height, 3: width},)
 
 
-def export_program(model: UNet, path: str | Path, size: int, threshold: float = 0.5) -> None:
+def export_program(
+    model: nn.Module,
+    path: str | Path,
+    size: int | tuple[int, int],
+    threshold: float = 0.5,
+    colour: bool = False,
+) -> None:
     """Write a ``.pt2`` file with ``torch.export``: the graph and its weights, TorchScript's heir.
 
-    Any batch size, height and width (multiples of the model's stride).
+    Any batch size; of a ``UNet`` also any height and width (multiples of its stride).
     """
     with evaluating(model):
-        example = (torch.zeros(2, 1, size, size),)
-        program = torch.export.export(model, example, dynamic_shapes=_any_size(model))
+        example = (_example(size, colour),)
+        program = torch.export.export(model, example, dynamic_shapes=_open_sizes(model))
     for node in program.graph.nodes:
         node.meta.pop("stack_trace", None)  # it names this computer's folders
     buffer = io.BytesIO()
-    torch.export.save(program, buffer, extra_files={METADATA_KEY: describe(size, threshold)})
+    about = {METADATA_KEY: describe(size, threshold, colour)}
+    torch.export.save(program, buffer, extra_files=about)
     with whole_file(path) as part:
         part.write_bytes(buffer.getbuffer())
 
 
-def export_onnx(model: UNet, path: str | Path, size: int, threshold: float = 0.5) -> None:
-    """Write an ONNX file: one file, input ``input`` float32 ``(batch, 1, H, W)`` in [0, 1], output
-    ``logits`` of the same shape, any batch size, H and W in multiples of the stride, opset 20.
+def export_onnx(
+    model: nn.Module,
+    path: str | Path,
+    size: int | tuple[int, int],
+    threshold: float = 0.5,
+    colour: bool = False,
+) -> None:
+    """Write an ONNX file of opset 20: one file, input ``input`` float32 ``(batch, C, H, W)`` in
+    [0, 1], output ``logits`` ``(batch, 1, H, W)``; the same sizes as ``export_program``.
     """
     with whole_file(path) as part, evaluating(model):
         settings = dict(opset_version=OPSET, external_data=False, verbose=False)
         settings |= dict(input_names=["input"], output_names=["logits"])
-        example = (torch.zeros(2, 1, size, size),)
-        torch.onnx.export(model, example, part, dynamic_shapes=_any_size(model), **settings)
-        describe_onnx(part, describe(size, threshold))
+        example = (_example(size, colour),)
+        torch.onnx.export(model, example, part, dynamic_shapes=_open_sizes(model), **settings)
+        describe_onnx(part, describe(size, threshold, colour))
 
 
 def quantize_int8(onnx_path: str | Path, path: str | Path, calibration: np.ndarray) -> None:
@@ -197,7 +271,7 @@ def quantize_int8(onnx_path: str | Path, path: str | Path, calibration: np.ndarr
     float.
 
     Args:
-        calibration: training images through the dataset's own transform, float32 ``(N, 1, H, W)``
+        calibration: training images through the dataset's own transform, float32 ``(N, C, H, W)``
             in [0, 1]; 16 to 64 are enough.
     """
     description = onnx.load(onnx_path).metadata_props[0].value

@@ -29,9 +29,11 @@ Runtime = Literal["openvino", "compile"]
 LogitsFunction = Callable[[np.ndarray], np.ndarray]
 
 
-def describe(size: int, threshold: float) -> str:
+def describe(size: int | tuple[int, int], threshold: float, colour: bool) -> str:
     """What a file says of itself, as JSON: enough to predict with it."""
-    return json.dumps(dict(size=size, threshold=threshold, normalisation="grey / 255"))
+    normalisation = "colour / 255" if colour else "grey / 255"
+    about = dict(size=size, threshold=threshold, colour=colour, normalisation=normalisation)
+    return json.dumps(about)
 
 
 def describe_onnx(path: Path, description: str) -> None:
@@ -70,13 +72,19 @@ def missing_runtime(runtime: Runtime) -> str | None:
 
 
 def open_model(
-    path: str | Path, device=None, threads=None, precision="fp32", trust=False, runtime=None
+    path: str | Path,
+    device=None,
+    threads=None,
+    precision="fp32",
+    trust=False,
+    runtime=None,
+    network=None,
 ) -> tuple[LogitsFunction, dict]:
     """Open a model file of any format; arguments and errors as for ``predict.load_predictor``.
 
     Returns:
-        A function from images to logits, float32 arrays ``(N, 1, H, W)`` in and out, and what the
-        file says of itself: ``format``, ``size``, ``threshold``.
+        A function from images to logits, float32 arrays ``(N, C, H, W)`` in and
+        ``(N, 1, H, W)`` out, and what the file says of itself: ``format``, ``size``, ``threshold``.
     """
     path = Path(path)
     kind = check_file(path, trust, runtime)
@@ -91,7 +99,10 @@ def open_model(
         device = torch.device(device)
     except (RuntimeError, AssertionError, TypeError):  # PyTorch has one for each kind of absence
         raise ValueError(f"device={device!r} is not here; give 'cpu' or None, the best.") from None
-    model, info = load_model(path) if kind == "pytorch" else _open_program(path, kind, device)
+    if kind == "pytorch":
+        model, info = load_model(path, network)
+    else:
+        model, info = _open_program(path, kind, device)
     info["format"] = kind
     memory_format = torch.channels_last if precision == "bf16" else torch.contiguous_format
     model = model.to(device, memory_format=memory_format)

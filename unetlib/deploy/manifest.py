@@ -28,7 +28,6 @@ PROGRAMS = ("torchscript", "exported")
 RUNTIMES = {"openvino": "ONNX files", "compile": ".pth files of weights"}
 MANIFEST = "manifest.json"
 TRUST = "export it again, or pass trust=True if you trust whoever made it."
-OLD_CHECKSUM = "sha256"  # an entry of no file: unetlib 0.1 kept the manifest's own checksum there
 
 
 def check_manifest(folder: Path) -> None:
@@ -45,7 +44,7 @@ def check_manifest(folder: Path) -> None:
         content = json.loads((folder / MANIFEST).read_bytes())
     except (FileNotFoundError, ValueError):  # none, or ours and damaged: it will be replaced
         return
-    if not isinstance(content, dict) or content.keys() - {*FILES.values(), OLD_CHECKSUM}:
+    if not isinstance(content, dict) or content.keys() - {*FILES.values()}:
         problem = "not written by unetlib, so kept"
         raise ModelFileError(f"{folder / MANIFEST}: {problem}; choose another folder.")
 
@@ -88,7 +87,6 @@ def read_manifest(folder: Path) -> dict[str, dict]:
     """
     try:
         content = json.loads((folder / MANIFEST).read_bytes())
-        content.pop(OLD_CHECKSUM, None)
         return {name: dict(entry) for name, entry in content.items()}
     except FileNotFoundError:
         return {}

@@ -1,6 +1,6 @@
 """Images -> masks: one predictor over all formats."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -8,6 +8,7 @@ import pandas as pd
 import torch
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
+from torch import nn
 
 from unetlib.dataset import to_tensor
 from unetlib.deploy.formats import LogitsFunction, Runtime, open_model
@@ -22,15 +23,21 @@ class Predictor:
     Attributes:
         name: for tables, for example ``pytorch fp32`` or ``openvino int8``.
         format: ``pytorch``, ``torchscript``, ``exported``, ``onnx`` or ``int8``.
-        size: image side in pixels that the model was trained at.
-        threshold: the probability above which a pixel counts as car.
+        size: image side in pixels that the model was trained at, or (height, width).
+        colour: whether it sees three channels instead of one.
+        shape: of an image as it takes it: (channels, height, width).
+        threshold: the probability above which a pixel counts as object.
+        network: the name of the class that a ``.pth`` file of an own network needs, else None.
         path, precision, runtime, trust: what it was opened with.
-        logits: the bare model: float32 arrays ``(N, 1, H, W)`` in [0, 1] -> logits.
+        logits: the bare model: float32 arrays ``(N, *shape)`` in [0, 1] -> logits.
     """
 
     def __init__(self, logits: LogitsFunction, info: dict, path, precision, trust, runtime):
         self.logits = logits
         self.format, self.size, self.threshold = info["format"], info["size"], info["threshold"]
+        self.size = tuple(self.size) if np.ndim(self.size) else self.size  # JSON has lists only
+        self.colour, self.network = info.get("colour", False), info.get("network")
+        self.shape = (3 if self.colour else 1, *sides(self.size))
         self.path, self.precision, self.trust, self.runtime = Path(path), precision, trust, runtime
         numbers = "int8" if self.format == "int8" else precision
         self.name = " ".join(dict.fromkeys([runtime or self.format, numbers]))  # int8 named once
@@ -38,7 +45,7 @@ class Predictor:
     def predict_proba(
         self, image_or_images, size: str | int | tuple[int, int] = "original", *, flip: bool = False
     ) -> np.ndarray | list[np.ndarray]:
-        """Probability of car for every pixel.
+        """Probability of the object for every pixel.
 
         The small probability map is enlarged bilinearly: thresholding comes last, so that the edge
         is not a staircase.
@@ -88,7 +95,8 @@ class Predictor:
         """Probabilities for images as ``load_image`` gives them, nothing resized.
 
         Args:
-            images: uint8 ``(N, H, W)``, sides in multiples of the model's stride.
+            images: uint8 ``(N, H, W)`` or in colour ``(N, H, W, 3)``, sides in multiples of the
+                model's stride; an own network's, except from ``.pth`` files, are always ``shape``.
 
         Returns:
             float32 ``(N, H, W)``.
@@ -104,7 +112,8 @@ class Predictor:
     def _predict(self, images: list, size, flip: bool) -> Iterator[np.ndarray]:
         for start in range(0, len(images), BATCH_SIZE):
             batch = images[start : start + BATCH_SIZE]
-            maps = self.predict_maps(np.stack([load_image(one, self.size) for one in batch]), flip)
+            pictures = [load_image(one, self.size, self.colour) for one in batch]
+            maps = self.predict_maps(np.stack(pictures), flip)
             for image, probability in zip(batch, maps, strict=True):
                 own = probability.shape if size == "model" else image_size(image)
                 yield enlarge(probability, own if isinstance(size, str) else size)
@@ -141,6 +150,7 @@ def load_predictor(
     precision: str = "fp32",
     trust: bool = False,
     runtime: Runtime | None = None,
+    network: Callable[[], nn.Module] | None = None,
 ) -> Predictor:
     """Open a model file of any format that ``export_all`` writes, or a run's checkpoint.
 
@@ -151,10 +161,11 @@ def load_predictor(
         trust: open a file although ``manifest.json`` beside it does not name its SHA-256; a
             TorchScript or ``.pt2`` file is a program and can run any code.
         runtime: None picks it from the file; ``openvino`` for ONNX files, ``compile`` for ``.pth``.
+        network: for ``.pth`` files of an own network, see ``load_model``.
 
     Raises:
         ModelFileError: no such file, unreadable, not written by unetlib, or not to be trusted.
         ValueError: the device is not there, or ``threads`` is not an integer above 0.
     """
-    logits, info = open_model(path, device, threads, precision, trust, runtime)
+    logits, info = open_model(path, device, threads, precision, trust, runtime, network)
     return Predictor(logits, info, path, precision, trust, runtime)

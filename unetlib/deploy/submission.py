@@ -180,7 +180,7 @@ class _Job:
                 batch = reading.popleft()
                 good = [(one, got) for one, got in self._results(batch) if got]
                 reading.extend(islice(begun, 1))
-                maps = self._predict([grey for _, (grey, _) in good])
+                maps = self._predict([picture for _, (picture, _) in good])
                 list(self._results(writing))  # written while the network computed
                 writing = [
                     (image, pool.submit(self._finish, image, probability, size))
@@ -202,7 +202,7 @@ class _Job:
 
     def _read(self, image: Path) -> tuple[np.ndarray, tuple[int, int]]:
         try:
-            return load_image(image, self.predictor.size), image_size(image)
+            return load_image(image, self.predictor.size, self.predictor.colour), image_size(image)
         except UNREADABLE as error:
             raise error if isinstance(error, DataError) else DataError(str(error)) from None
 
@@ -212,7 +212,7 @@ class _Job:
         # Batches are filled up: sums round differently in batches of different sizes, and a run
         # that was stopped must end in the same files as one that was not.
         missing = min(BATCH_SIZE, len(self.results)) - len(images)
-        filled = np.pad(np.stack(images), ((0, missing), (0, 0), (0, 0)))
+        filled = np.pad(np.stack(images), [(0, missing), *[(0, 0)] * images[0].ndim])
         return self.predictor.predict_maps(filled, self.flip)[: len(images)]
 
     def _finish(self, image: Path, probability: np.ndarray, size: tuple[int, int]) -> None:

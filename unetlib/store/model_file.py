@@ -3,10 +3,12 @@
 import io
 import json
 import zipfile
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import torch
+from torch import nn
 
 from unetlib.model import UNet
 from unetlib.support.errors import ModelFileError
@@ -16,42 +18,49 @@ FILE_FORMAT = "unetlib model"
 FILE_VERSION = 1
 
 
-def save_model(path: str | Path, model: UNet, size: int, threshold: float = 0.5, **info) -> None:
+def save_model(
+    path: str | Path,
+    model: nn.Module,
+    size: int | tuple[int, int],
+    threshold: float = 0.5,
+    colour: bool = False,
+    **info,
+) -> None:
     """Write a model with all that is needed to predict with it.
 
     The file is a dict of plain types and tensors, so that it loads with ``weights_only=True``. It
     is written under another name, flushed to disk, then renamed: never half a file. Of a model
-    that ``torch.compile`` has wrapped, the plain one is written.
+    that ``torch.compile`` has wrapped, the plain one is written. Of a network that is not what
+    ``UNet(...)`` builds the file holds the weights and the name of the class, not its code.
 
     Args:
-        size: the image side in pixels that the model was trained at.
-        threshold: the probability above which a pixel counts as car.
+        size: the image side in pixels that the model was trained at, or (height, width).
+        threshold: the probability above which a pixel counts as object.
+        colour: whether it takes three channels instead of one.
         info: further values that JSON can hold (recipe, scores), NumPy's numbers included.
 
     Raises:
-        ModelFileError: not a ``UNet``, or one whose layers were changed after it was built: it
-            would load as another network. Nothing is written.
         TypeError: a value in ``info`` that JSON cannot hold. Nothing is written.
     """
     model = getattr(model, "_orig_mod", model)
-    if not isinstance(model, UNet) or not _as_built(model):
-        raise ModelFileError(
-            f"{path}: not written, the model is not what UNet(...) built and would load as another "
-            "one; keep model.state_dict() with torch.save, and its class in your code."
-        )
-    plain = dict(architecture=model.architecture, size=size, threshold=threshold, info=info)
+    own = None if as_built(model) else type(model).__name__
+    plain = dict(architecture=None if own else model.architecture, network=own, size=size)
+    plain |= dict(threshold=threshold, colour=colour, info=info)
     content = dict(
         format=FILE_FORMAT,
         version=FILE_VERSION,
-        normalisation="grey / 255",
+        normalisation="colour / 255" if colour else "grey / 255",
         **json.loads(json.dumps(plain, default=_python_number)),
         state_dict={name: value.cpu() for name, value in model.state_dict().items()},
     )
     save_atomically(content, Path(path))
 
 
-def _as_built(model: UNet) -> bool:
-    """Whether the model's architecture describes all of its layers."""
+def as_built(model: nn.Module) -> bool:
+    """Whether the model is a ``UNet`` all of whose layers its architecture describes."""
+    kind = type(model)
+    if (kind.__module__, kind.__qualname__) != (UNet.__module__, UNet.__qualname__):
+        return False  # by name: reloading a module makes another class of the same code
     same = UNet(**model.architecture)
     # On several GPUs batch normalisation is of another kind, which computes alike after training.
     layers = repr(model).replace("SyncBatchNorm", "BatchNorm2d")
@@ -100,12 +109,45 @@ def load_plain(path: str | Path) -> dict:
         raise ModelFileError(f"{path}: {problem}; train or export it again.") from None
 
 
-def load_model(path: str | Path) -> tuple[UNet, dict]:
+def load_model(
+    path: str | Path, network: Callable[[], nn.Module] | None = None
+) -> tuple[nn.Module, dict]:
     """Read a model file; nothing in it is executed (``weights_only=True``).
 
+    Args:
+        network: makes the network that the weights belong to: a class or a function. A ``UNet``
+            needs none.
+
     Returns:
-        The model in evaluation mode on the CPU, and the file's other entries: ``size``,
-        ``threshold``, ``normalisation``, ``architecture``, ``info``.
+        The model in evaluation mode on the CPU, and the file's other entries, see ``load_content``.
+
+    Raises:
+        ModelFileError: as ``load_content``; or the file is of an own network and ``network`` is
+            missing or another one.
+    """
+    content = load_content(path)
+    own = content["network"]
+    if own and network is None:
+        remedy = f"pass network={own}, or on the command line --network module:{own}"
+        raise ModelFileError(f"{path}: weights of {own}, a network of your own; {remedy}.")
+    try:
+        model = UNet(**content["architecture"]) if network is None else network()
+        model.load_state_dict(content.pop("state_dict"))
+    except (AttributeError, RuntimeError, TypeError, ValueError, KeyError) as error:
+        fit = "the architecture named in the file; export it again"
+        if network is not None:
+            fit = f"what network= makes; pass the class or function that makes its {own or 'UNet'}"
+        raise ModelFileError(f"{path}: the weights do not fit {fit}.") from error
+    return model.eval(), content
+
+
+def load_content(path: str | Path) -> dict:
+    """The entries of a model file, its weights unused.
+
+    Returns:
+        ``size`` (side, or (height, width)), ``threshold``, ``colour``, ``normalisation``,
+        ``network`` (None, or the name of an own network's class), ``architecture`` (a ``UNet``'s,
+        else None), ``info``, ``state_dict``.
 
     Raises:
         ModelFileError: no such file, not a model file, damaged, or of another version.
@@ -115,10 +157,7 @@ def load_model(path: str | Path) -> tuple[UNet, dict]:
         raise ModelFileError(f"{path}: not a unetlib model; write it with unetlib.save_model.")
     if content.get("version") != FILE_VERSION:
         raise ModelFileError(f"{path}: not of file version {FILE_VERSION}; export it again.")
-    try:
-        model = UNet(**content["architecture"])
-        model.load_state_dict(content.pop("state_dict"))
-    except (RuntimeError, TypeError, ValueError, KeyError):
-        problem = "the weights do not fit the architecture named in the file"
-        raise ModelFileError(f"{path}: {problem}; export it again.") from None
-    return model.eval(), content
+    content = dict(colour=False, network=None) | content  # older files say nothing of these
+    if isinstance(content.get("size"), list):
+        content["size"] = tuple(content["size"])
+    return content
