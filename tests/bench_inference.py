@@ -43,15 +43,14 @@ def bench_formats(models: Path, val: pd.DataFrame) -> None:
     table = compare(models, val, repeats=REPEATS)
     print(table.round(4).to_string(index=False))
 
-    model, content = load_model(models / FILES["pytorch"])
-    size = content["size"]
+    model, _ = load_model(models / FILES["pytorch"])
     for threads in (1, torch.get_num_threads()):
         predictors = [load_predictor(models / FILES[name], "cpu", threads) for name in FILES]
         print(f"\n{threads} thread(s), batches of 1 and 8")
         print(benchmark(predictors, (1, 8), repeats=5, warm_up=1).round(2).to_string(index=False))
 
     with FlopCounterMode(display=False) as counter, torch.inference_mode():
-        model.eval()(torch.zeros(1, 1, size, size))
+        model(torch.zeros(1, *predictors[0].shape))
     work, limit = counter.get_total_flops() / 1e9, multiply_rate()
     eager = table["p50_ms"].iloc[0]
     print(
@@ -83,7 +82,7 @@ def textbook(predictor, photos: list[Path], path: Path) -> None:
     lines = ["img,rle_mask"]
     for photo in photos:
         picture = Image.open(photo).convert("L")
-        small = picture.resize((predictor.size, predictor.size), Image.Resampling.BOX)
+        small = picture.resize(predictor.shape[:0:-1], Image.Resampling.BOX)
         batch = np.asarray(small, np.float32)[None, None] / 255
         probability = torch.sigmoid(torch.from_numpy(predictor.logits(batch)))[0, 0].numpy()
         full = Image.fromarray(probability).resize(picture.size, Image.Resampling.BILINEAR)

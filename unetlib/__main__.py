@@ -13,7 +13,7 @@ from functools import partial
 
 import tyro
 
-from unetlib.cli.commands import check, compare, download, export, predict, subset, train
+from unetlib.cli import commands as offered
 from unetlib.recipe import Recipe
 
 DESCRIPTION = "Train, export, compare and use a small U-Net on the Carvana Image Masking Challenge."
@@ -32,9 +32,11 @@ def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     parser.add_argument("--recipe")
     start = parser.parse_known_args(arguments)[0].recipe
-    commands = dict(train=partial(train, settings=Recipe.fast()) if start == "fast" else train)
-    for command in (export, predict, compare, download, subset, check):
-        commands[command.__name__] = command
+    names = ("train", "export", "predict", "compare", "download", "subset", "check")
+    commands = {name: getattr(offered, name) for name in names}
+    if start == "fast":
+        fast = {name: getattr(Recipe.fast(), name) for name in vars(offered.BASELINE)}
+        commands["train"] = partial(offered.train, settings=offered.Settings(**fast))
     try:
         result = tyro.extras.subcommand_cli_from_dict(
             commands, prog="python -m unetlib", description=DESCRIPTION, args=arguments

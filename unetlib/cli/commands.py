@@ -7,10 +7,13 @@ import os
 import shutil
 import sys
 import warnings
+from collections.abc import Callable
 from contextlib import redirect_stdout
+from dataclasses import fields, make_dataclass
 from datetime import timedelta
 from pathlib import Path
-from typing import Annotated, Literal
+from pkgutil import resolve_name
+from typing import Annotated, Literal, get_type_hints
 
 from tyro.conf import OmitArgPrefixes, Positional, arg
 
@@ -18,7 +21,7 @@ import unetlib  # its names are imported when they are first used
 from unetlib import config
 from unetlib.deploy import manifest
 from unetlib.deploy.images import code_files, mask_files
-from unetlib.recipe import Recipe
+from unetlib.recipe import BUILT_IN, Recipe
 from unetlib.support import folders
 from unetlib.support.files import whole_file
 
@@ -26,19 +29,27 @@ DATA_HELP = "Data set in Carvana's layout; default: UNETLIB_DATA."
 Data = Annotated[Path | None, arg(help=DATA_HELP)]
 # For the help alone: __main__ looks for it.
 Json = Annotated[bool, arg(help="Print one JSON object as the last line of stdout.")]
+Network = Annotated[str | None, arg(help="Own network, MODULE:NAME of its class or function.")]
 Runtime = Literal["openvino", "compile"]
-BASELINE = Recipe()
+
+# A recipe as options, which cannot be functions: the built-in names are offered.
+TYPES = get_type_hints(Recipe) | {name: Literal[names] for name, names in BUILT_IN.items()}
+OPTIONS = [(one.name, TYPES[one.name], one.default) for one in fields(Recipe)]
+CHECKS = dict(__doc__=Recipe.__doc__, __post_init__=lambda self: Recipe(**vars(self)) and None)
+Settings = make_dataclass("Settings", OPTIONS[1:], namespace=CHECKS)
+BASELINE = Settings()
 
 
 def train(
-    settings: OmitArgPrefixes[Recipe] = BASELINE,
+    settings: OmitArgPrefixes[Settings] = BASELINE,
     recipe: Literal["baseline", "fast"] = "baseline",
+    network: Network = None,
     data: Data = None,
     output_dir: Path | None = None,
     retrain: bool = False,
     json: Json = False,
 ) -> dict | None:
-    """Train a U-Net and write the best model to OUTPUT_DIR.
+    """Train a network and write the best model to OUTPUT_DIR.
 
     Started by torchrun or accelerate launch, all their processes train one model together.
 
@@ -54,7 +65,8 @@ def train(
     output_dir = output_dir or folders.models_dir()
     manifest.check_manifest(output_dir)
     train_rows, val_rows = _split(data)
-    scaled = config.profile().scale(settings)
+    own = dict(network=_imported(network)) if network else {}
+    scaled = config.profile().scale(Recipe(**vars(settings), **own))
     if is_main:
         print(config.profile(), file=sys.stderr)
     run = unetlib.fit(scaled, config.profile().thin(train_rows), val_rows, retrain=retrain)
@@ -76,6 +88,7 @@ def train(
 
 def export(
     checkpoint: Path | None = None,
+    network: Network = None,
     data: Data = None,
     output_dir: Path | None = None,
     json: Json = False,
@@ -96,7 +109,8 @@ def export(
     manifest.check_manifest(output_dir)
     train_rows, val_rows = _split(data)
     train_rows = config.profile().thin(train_rows)
-    table = unetlib.export_all(checkpoint, output_dir, train=train_rows, val=val_rows)
+    own = _imported(network)
+    table = unetlib.export_all(checkpoint, output_dir, train=train_rows, val=val_rows, network=own)
     return dict(checkpoint=str(checkpoint), formats=table.to_dict("records"))
 
 
@@ -106,6 +120,7 @@ def predict(
     output: Path,
     flip: bool = False,
     runtime: Runtime | None = None,
+    network: Network = None,
     trust: bool = False,
     json: Json = False,
 ) -> dict | None:
@@ -125,6 +140,7 @@ def predict(
     manifest.check_file(model, trust, runtime)
     images, to_csv = unetlib.image_files(images), output.suffix.lower() == ".csv"
     (code_files if to_csv else mask_files)(images, output)
+    own = _imported(network)
 
     from unetlib.support.processes import start_accelerator
 
@@ -132,7 +148,7 @@ def predict(
     here = int(os.environ.get("LOCAL_WORLD_SIZE", 1))
     threads = max(1, (os.cpu_count() or 1) // here) if here > 1 else None
     predictor = unetlib.load_predictor(
-        model, processes.device, threads, trust=trust, runtime=runtime
+        model, processes.device, threads, trust=trust, runtime=runtime, network=own
     )
     write = unetlib.write_submission if to_csv else unetlib.write_masks
     left_out = write(predictor, images, output, flip=flip, accelerator=processes)
@@ -146,6 +162,7 @@ def compare(
     models: Path | None = None,
     data: Data = None,
     runtimes: tuple[Runtime, ...] = ("openvino", "compile"),
+    network: Network = None,
     json: Json = False,
 ) -> dict:
     """Compare all exported formats: Dice, agreement, latency, size, memory.
@@ -157,9 +174,10 @@ def compare(
     models = models or folders.models_dir()
     manifest.exported_files(models)
     _, val_rows = _split(data)
+    own = _imported(network)
     with redirect_stdout(sys.stderr):  # what is left out is no part of the table
-        table = unetlib.compare(models, val_rows, runtimes=runtimes)
-    return dict(formats=table.to_dict("records"))
+        table = unetlib.compare(models, val_rows, runtimes=runtimes, network=own)
+    return dict(formats=table.astype(object).where(table.notna(), None).to_dict("records"))
 
 
 def download(
@@ -213,6 +231,22 @@ def check(data: Annotated[Positional[Path | None], arg(help=DATA_HELP)] = None, 
         for row in problems:
             print(f"{folder / row['file']}: {row['problem']}; {row['remedy']}.")
     return dict(data=str(folder), problems=problems if json else len(problems))
+
+
+def _imported(network: str | None) -> Callable | None:
+    """What ``--network`` names; modules of the current folder are found."""
+    if network is None:
+        return None
+    sys.path.append(os.getcwd())
+    try:
+        found = resolve_name(network)
+    except (ImportError, AttributeError, ValueError) as error:
+        found = error
+    if not callable(found):
+        why = found if isinstance(found, Exception) else "it is no class or function"
+        example = "give MODULE:NAME, for example my_networks:MyUNet"
+        raise unetlib.ModelFileError(f"--network {network}: {why}; {example}.") from None
+    return found
 
 
 def _split(data: Path | None) -> tuple:

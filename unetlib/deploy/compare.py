@@ -165,9 +165,10 @@ def predictors_in(
     first = next(iter(files))
     for name in [name for name in files if weights[name] != weights[first]]:
         print(f"{files.pop(name)}: left out, of another training than {FILES[first]}; export again")
-    if network is None and "pytorch" in files and len(files) > 1:
-        if own := load_content(files["pytorch"])["network"]:
-            print(f"{files.pop('pytorch')}: left out, it needs its class (network={own})")
+    alone = len(files) == 1 or "pytorch" not in files
+    own = None if alone or network else load_content(files["pytorch"])["network"]
+    if own:
+        print(f"{files.pop('pytorch')}: left out, it needs its class (network={own})")
     native = pick_precision(torch.device("cpu"))
     if native != "bf16":
         print("bf16: left out, this processor does not compute with it natively")
