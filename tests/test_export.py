@@ -160,6 +160,7 @@ def test_our_description_is_the_only_one_in_the_file(exported, name):
     assert json.loads(entry.value) == {
         "size": 32,
         "threshold": 0.5,
+        "colour": False,
         "normalisation": "grey / 255",
     }
 

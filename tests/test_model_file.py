@@ -125,19 +125,57 @@ def one_more_weight():
     return model
 
 
+CHANGED = {
+    "another activation": another_activation,
+    "one more weight": one_more_weight,
+    "a class of its own": lambda: OtherUNet(widths=(4, 8)),
+    "no U-Net": lambda: nn.Conv2d(1, 1, 1),
+}
+
+
 @pytest.mark.fault(
-    "a U-Net that was changed in its layers is saved as one that was not",
-    "refused: it would load as another network",
+    "a model file of an own network without its class, or with another",
+    "refused, and the class is named",
 )
-@pytest.mark.parametrize(
-    "make",
-    [another_activation, one_more_weight, OtherUNet, lambda: nn.Conv2d(1, 1, 1)],
-    ids=["another activation", "one more weight", "a class of its own", "no U-Net"],
-)
-def test_a_changed_network_is_not_saved_as_a_plain_one(tmp_path, make):
-    with pytest.raises(ModelFileError, match=r"model\.pth"):
-        save_model(tmp_path / "model.pth", make(), 64)
-    assert list(tmp_path.iterdir()) == []
+@pytest.mark.parametrize("make", CHANGED.values(), ids=CHANGED)
+def test_an_own_network_loads_with_what_makes_it_and_never_as_another(tmp_path, make):
+    path, model = tmp_path / "model.pth", make()
+    save_model(path, model, (96, 64), colour=True)
+    loaded, content = load_model(path, network=make)
+    assert equal_weights(model, loaded) and type(loaded) is type(model) and not loaded.training
+    assert (content["network"], content["architecture"]) == (type(model).__name__, None)
+    assert (content["size"], content["colour"]) == ((96, 64), True)
+    assert content["normalisation"] == "colour / 255"
+    assert set(torch.load(path, weights_only=True)) >= {"state_dict", "network"}
+    wrong = (None, lambda: nn.Conv2d(3, 1, 3), nn.Conv2d, lambda: 3)
+    for network in wrong:
+        with pytest.raises(ModelFileError, match=rf"model\.pth.*{type(model).__name__}") as caught:
+            load_model(path, network)
+        assert "\n" not in str(caught.value)
+
+
+def test_a_unet_with_frozen_layers_loads_alone_and_with_its_factory(tmp_path):
+    def frozen():
+        model = UNet(widths=(4, 8))
+        model.encoders[0].requires_grad_(False)
+        return model
+
+    model = frozen()
+    save_model(tmp_path / "model.pth", model, 64)
+    for network in (None, frozen):
+        assert equal_weights(model, load_model(tmp_path / "model.pth", network)[0])
+    with pytest.raises(ModelFileError):
+        load_model(tmp_path / "model.pth", OtherUNet)
+
+
+def test_a_file_that_says_nothing_of_colour_is_grey(tmp_path):
+    path = tmp_path / "model.pth"
+    save_model(path, trained_a_little(), 64)
+    content = torch.load(path, weights_only=True)
+    del content["colour"], content["network"]
+    torch.save(content, path)
+    _, content = load_model(path)
+    assert (content["colour"], content["network"]) == (False, None)
 
 
 class Payload:

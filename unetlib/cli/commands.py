@@ -34,9 +34,9 @@ Runtime = Literal["openvino", "compile"]
 
 # A recipe as options, which cannot be functions: the built-in names are offered.
 TYPES = get_type_hints(Recipe) | {name: Literal[names] for name, names in BUILT_IN.items()}
-OPTIONS = [(one.name, TYPES[one.name], one.default) for one in fields(Recipe)]
+OPTIONS = [(f.name, TYPES[f.name], f.default) for f in fields(Recipe) if f.name != "network"]
 CHECKS = dict(__doc__=Recipe.__doc__, __post_init__=lambda self: Recipe(**vars(self)) and None)
-Settings = make_dataclass("Settings", OPTIONS[1:], namespace=CHECKS)
+Settings = make_dataclass("Settings", OPTIONS, namespace=CHECKS)
 BASELINE = Settings()
 
 

@@ -1,12 +1,11 @@
 """Exported files, images -> tables of how alike, how good, how fast and how large they are."""
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import torch
-from torch import nn
 from tqdm.auto import tqdm
 
 from unetlib.dataset import CarvanaDataset, to_tensor
@@ -25,20 +24,14 @@ INT8_TOLERANCE = 0.01  # Dice that int8 may lose before it is marked
 NOTE = "undertrained?"  # the mark: a well-trained network loses much less
 
 
-def parity(
-    models_dir: str | Path,
-    samples: pd.DataFrame,
-    network: Callable[[], nn.Module] | None = None,
-    logits: str | Path | None = None,
-) -> pd.DataFrame:
+def parity(models_dir, samples: pd.DataFrame, network=None, logits=None) -> pd.DataFrame:
     """Compare every exported format with the PyTorch file on real images, freshly loaded.
 
     Args:
         models_dir: where ``export_all`` wrote.
         samples: sample table with masks.
         network: of an own network, see ``load_model``.
-        logits: what ``keep_logits`` wrote, in place of opening the PyTorch file: for a process that
-            lacks its class.
+        logits: the file of ``keep_logits``, where a process lacks the PyTorch file's class.
 
     Returns:
         A row per format: ``format``, ``file``, ``bytes``, ``max_abs_diff`` (of probabilities),
@@ -98,7 +91,7 @@ def compare(
     samples: pd.DataFrame,
     repeats: int = 30,
     runtimes: Iterable[str] = ("openvino", "compile"),
-    network: Callable[[], nn.Module] | None = None,
+    network=None,
 ) -> pd.DataFrame:
     """Compare all ways to run the exported model on the CPU: quality, speed, size and memory.
 
@@ -136,7 +129,7 @@ def predictors_in(
     models_dir: str | Path,
     threads: int | None = None,
     runtimes: str | Iterable[str] = ("openvino", "compile"),
-    network: Callable[[], nn.Module] | None = None,
+    network=None,
 ) -> list[Predictor]:
     """Every way to run the exported model on this computer's CPU, eager PyTorch fp32 first.
 

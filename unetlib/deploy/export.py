@@ -14,7 +14,6 @@ import io
 import os
 import tempfile
 import warnings
-from collections.abc import Callable
 from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
@@ -51,12 +50,7 @@ CALIBRATION_IMAGES = 32
 
 
 def export_all(
-    run,
-    output_dir: str | Path | None = None,
-    *,
-    train: pd.DataFrame,
-    val: pd.DataFrame,
-    network: Callable[[], nn.Module] | None = None,
+    run, output_dir=None, *, train: pd.DataFrame, val: pd.DataFrame, network=None
 ) -> pd.DataFrame:
     """Write a run's best model in every format and prove, in a fresh process, that they agree.
 
@@ -128,7 +122,6 @@ def _export_into(
     model, content = load_model(checkpoint, network)
     about = {name: content[name] for name in ("size", "threshold", "colour")}
     size, colour = content["size"], content["colour"]
-    _check_output(model, checkpoint, _example(size, colour))
     every = max(1, len(train) // CALIBRATION_IMAGES)
     calibration = CarvanaDataset(train.iloc[::every][:CALIBRATION_IMAGES], size, colour=colour)
     images = to_tensor(calibration.images).numpy()
@@ -139,15 +132,19 @@ def _export_into(
         onnx=lambda to: export_onnx(model, to, **about),
         int8=lambda to: quantize_int8(path["onnx"], to, images),
     )
-    for name, step in tqdm(steps.items(), desc="exporting"):
-        try:
+    try:
+        name = "pytorch"
+        _check_output(model, _example(size, colour))
+        for name, step in tqdm(steps.items(), desc="exporting"):
             step(path[name])
-        except OSError:
-            raise
-        except Exception as error:  # the recorders' errors share no public base class
-            kind = type(model).__name__
-            problem = f"{kind} cannot be written in format {name} ({_reason(error)})"
-            raise ModelFileError(f"{checkpoint}: {problem}; change its forward.") from error
+    except OSError:
+        raise
+    except Exception as error:  # own code and the recorders may raise anything
+        while (cause := error).__cause__ is not None:
+            error = cause.__cause__
+        why = str(cause).strip().partition("\n")[0] or type(cause).__name__
+        problem = f"{type(model).__name__} cannot be exported as {name} ({why})"
+        raise ModelFileError(f"{checkpoint}: {problem}; change its forward.") from cause
     write_manifest(folder)
     rows, logits = val.reset_index(drop=True).astype(dict(image=str, mask=str)).to_json(), []
     if content["network"]:  # another process lacks its class
@@ -170,34 +167,17 @@ def _example(size: int | tuple[int, int], colour: bool) -> torch.Tensor:
     return torch.zeros(2, 3 if colour else 1, *sides(size))
 
 
-def _check_output(model: nn.Module, path: str | Path, example: torch.Tensor) -> None:
+def _check_output(model: nn.Module, example: torch.Tensor) -> None:
     """Refuse a network that does not give one logit for each pixel."""
-    wanted = 2, 1, *example.shape[2:]
-    try:
-        with evaluating(model):
-            logits = model(example)
-        if logits.shape == wanted and logits.is_floating_point():
-            return
-        given = f"gives {tuple(logits.shape)} {logits.dtype}"
-    except Exception as error:  # own code can raise anything
-        given = f"fails ({_reason(error)})"
-    need = f"for images {tuple(example.shape)} logits must be {wanted} floats"
-    raise ModelFileError(f"{path}: {type(model).__name__} {given}; {need}.")
-
-
-def _reason(error: BaseException) -> str:
-    """The first line of what began it."""
-    while error.__cause__ is not None:
-        error = error.__cause__
-    return str(error).strip().partition("\n")[0] or type(error).__name__
+    with evaluating(model):
+        logits, wanted = model(example), (2, 1, *example.shape[2:])
+    if logits.shape != wanted or not logits.is_floating_point():
+        given = f"{tuple(logits.shape)} {logits.dtype}, not {wanted} floats"
+        raise ValueError(f"from {tuple(example.shape)} it makes {given}")
 
 
 def export_torchscript(
-    model: nn.Module,
-    path: str | Path,
-    size: int | tuple[int, int],
-    threshold: float = 0.5,
-    colour: bool = False,
+    model: nn.Module, path: str | Path, size, threshold=0.5, colour=False
 ) -> None:
     """Trace a model into a TorchScript file: the recorded program and its weights.
 
@@ -220,13 +200,7 @@ def _open_sizes(model: nn.Module) -> tuple[dict]:
     return ({0: Dim("batch"), 2: height, 3: width},)
 
 
-def export_program(
-    model: nn.Module,
-    path: str | Path,
-    size: int | tuple[int, int],
-    threshold: float = 0.5,
-    colour: bool = False,
-) -> None:
+def export_program(model: nn.Module, path: str | Path, size, threshold=0.5, colour=False) -> None:
     """Write a ``.pt2`` file with ``torch.export``: the graph and its weights, TorchScript's heir.
 
     Any batch size; of a ``UNet`` also any height and width (multiples of its stride).
@@ -243,13 +217,7 @@ def export_program(
         part.write_bytes(buffer.getbuffer())
 
 
-def export_onnx(
-    model: nn.Module,
-    path: str | Path,
-    size: int | tuple[int, int],
-    threshold: float = 0.5,
-    colour: bool = False,
-) -> None:
+def export_onnx(model: nn.Module, path: str | Path, size, threshold=0.5, colour=False) -> None:
     """Write an ONNX file of opset 20: one file, input ``input`` float32 ``(batch, C, H, W)`` in
     [0, 1], output ``logits`` ``(batch, 1, H, W)``; the same sizes as ``export_program``.
     """

@@ -72,13 +72,7 @@ def missing_runtime(runtime: Runtime) -> str | None:
 
 
 def open_model(
-    path: str | Path,
-    device=None,
-    threads=None,
-    precision="fp32",
-    trust=False,
-    runtime=None,
-    network=None,
+    path, device=None, threads=None, precision="fp32", trust=False, runtime=None, network=None
 ) -> tuple[LogitsFunction, dict]:
     """Open a model file of any format; arguments and errors as for ``predict.load_predictor``.
 
@@ -99,10 +93,8 @@ def open_model(
         device = torch.device(device)
     except (RuntimeError, AssertionError, TypeError):  # PyTorch has one for each kind of absence
         raise ValueError(f"device={device!r} is not here; give 'cpu' or None, the best.") from None
-    if kind == "pytorch":
-        model, info = load_model(path, network)
-    else:
-        model, info = _open_program(path, kind, device)
+    weights = kind == "pytorch"
+    model, info = load_model(path, network) if weights else _open_program(path, kind, device)
     info["format"] = kind
     memory_format = torch.channels_last if precision == "bf16" else torch.contiguous_format
     model = model.to(device, memory_format=memory_format)

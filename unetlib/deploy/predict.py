@@ -1,6 +1,6 @@
 """Images -> masks: one predictor over all formats."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -8,7 +8,6 @@ import pandas as pd
 import torch
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
-from torch import nn
 
 from unetlib.dataset import to_tensor
 from unetlib.deploy.formats import LogitsFunction, Runtime, open_model
@@ -150,7 +149,7 @@ def load_predictor(
     precision: str = "fp32",
     trust: bool = False,
     runtime: Runtime | None = None,
-    network: Callable[[], nn.Module] | None = None,
+    network=None,
 ) -> Predictor:
     """Open a model file of any format that ``export_all`` writes, or a run's checkpoint.
 

@@ -3,7 +3,6 @@
 import io
 import json
 import zipfile
-from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -18,14 +17,7 @@ FILE_FORMAT = "unetlib model"
 FILE_VERSION = 1
 
 
-def save_model(
-    path: str | Path,
-    model: nn.Module,
-    size: int | tuple[int, int],
-    threshold: float = 0.5,
-    colour: bool = False,
-    **info,
-) -> None:
+def save_model(path, model: nn.Module, size, threshold=0.5, colour=False, **info) -> None:
     """Write a model with all that is needed to predict with it.
 
     The file is a dict of plain types and tensors, so that it loads with ``weights_only=True``. It
@@ -109,14 +101,11 @@ def load_plain(path: str | Path) -> dict:
         raise ModelFileError(f"{path}: {problem}; train or export it again.") from None
 
 
-def load_model(
-    path: str | Path, network: Callable[[], nn.Module] | None = None
-) -> tuple[nn.Module, dict]:
+def load_model(path: str | Path, network=None) -> tuple[nn.Module, dict]:
     """Read a model file; nothing in it is executed (``weights_only=True``).
 
     Args:
-        network: makes the network that the weights belong to: a class or a function. A ``UNet``
-            needs none.
+        network: class or function that makes the network of the weights; a ``UNet`` needs none.
 
     Returns:
         The model in evaluation mode on the CPU, and the file's other entries, see ``load_content``.
