@@ -1,4 +1,4 @@
-"""A network of one's own, colour and oblong sizes: from the weights to every format and to masks."""
+"""Own networks, colour and oblong sizes: from the weights to every format and to masks."""
 
 import sys
 from functools import partial
@@ -191,8 +191,7 @@ def test_export_compare_and_predict_take_the_network_by_name(
     assert '"first_s": null' in capsys.readouterr().out
 
 
-def test_train_takes_the_network_by_name(own_module, tmp_path, monkeypatch):
-    monkeypatch.setenv("UNETLIB_PROFILE", "ci")
+def test_train_takes_the_network_by_name(own_module, tmp_path):
     assert main(["train", "--network", own_module, "--size", "32", "--epochs", "1"]) == 0
     _, content = load_model(
         tmp_path / "home" / "models" / FILES["pytorch"], sys.modules["my_networks"].MyUNet
