@@ -64,7 +64,7 @@ def read(monkeypatch):
     """The images read from now on."""
     seen = []
     monkeypatch.setattr(
-        submission, "load_image", lambda image, size: seen.append(image) or load_image(image, size)
+        submission, "load_image", lambda image, *how: seen.append(image) or load_image(image, *how)
     )
     return seen
 

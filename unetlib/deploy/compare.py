@@ -158,9 +158,8 @@ def predictors_in(
     first = next(iter(files))
     for name in [name for name in files if weights[name] != weights[first]]:
         print(f"{files.pop(name)}: left out, of another training than {FILES[first]}; export again")
-    alone = len(files) == 1 or "pytorch" not in files
-    own = None if alone or network else load_content(files["pytorch"])["network"]
-    if own:
+    asked = network is None and "pytorch" in files and len(files) > 1
+    if asked and (own := load_content(files["pytorch"])["network"]):
         print(f"{files.pop('pytorch')}: left out, it needs its class (network={own})")
     native = pick_precision(torch.device("cpu"))
     if native != "bf16":

@@ -186,8 +186,7 @@ def export_torchscript(
     buffer = io.BytesIO()  # where the disk is full, torch's own writer ends the whole process
     with evaluating(model), legacy_allowed():
         traced = torch.jit.trace(model, _example(size, colour))
-        about = {METADATA_KEY: describe(size, threshold, colour)}
-        torch.jit.save(traced, buffer, _extra_files=about)
+        torch.jit.save(traced, buffer, {METADATA_KEY: describe(size, threshold, colour)})
     with whole_file(path) as part:
         part.write_bytes(buffer.getbuffer())
 
