@@ -331,7 +331,7 @@ def test_the_best_epoch_may_be_chosen_by_another_score(tables, tmp_path, monkeyp
         dict(metrics={"mean": lambda p, m: p.mean()}),
         dict(metrics={"pixels": lambda p, m: p}),
     ],
-    ids=str,
+    ids=list(map(str, range(6))),
 )
 def test_a_metric_that_cannot_be_used_is_named(tables, settings):
     with pytest.raises(ValueError, match=r"best_by|dice|mean|pixels"):
