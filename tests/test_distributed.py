@@ -26,6 +26,7 @@ from unetlib import (
     load_run,
 )
 from unetlib.__main__ import main
+from unetlib.store.question import question_of
 from unetlib.store.runs import run_folder, run_lock
 from unetlib.support.memory import fingerprint
 from unetlib.support.processes import SharedLearner, begin, start_accelerator
@@ -125,7 +126,8 @@ def double(single, tables, homes, data_set):
         begun = fit(BEGUN, *tables, on_epoch=stop)
         assert len(begun.history) == 1 and begun.details["processes"] == 1
         clean_runs(keep=[begun])  # nothing is decoded yet
-        taken = run_folder(TAKEN, "-".join(map(fingerprint, tables)))
+        data = "-".join(map(fingerprint, tables))
+        taken = run_folder(question_of(TAKEN, data, ("dice", "max"), {}))
         with run_lock(taken):
             started = [start(one_of_two, rank, port, tables, weights) for rank in range(2)]
             found = [answer.recv() for _, answer in started]

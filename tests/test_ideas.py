@@ -76,7 +76,10 @@ def frozen_unet() -> nn.Module:
 
 def clipped_adam(parameters, lr):
     optimizer = torch.optim.Adam(parameters, lr)
-    clip = lambda *_: nn.utils.clip_grad_norm_(parameters, 0.1)  # noqa: E731
+
+    def clip(*_):
+        nn.utils.clip_grad_norm_(parameters, 0.1)
+
     optimizer.register_step_pre_hook(clip)
     return optimizer
 
@@ -117,9 +120,10 @@ IDEAS = {
 
 def same_files(run, other) -> bool:
     """Whether weights, optimizer, schedule and history are equal, bit for bit."""
-    for name in ("model", "optimizer", "scheduler"):
-        one, two = (torch.load(one.folder / "last.pth")[name] for one in (run, other))
-        torch.testing.assert_close(one, two, rtol=0, atol=0)
+    states = [torch.load(one.folder / "last.pth") for one in (run, other)]
+    assert repr(states[0]["scheduler"]) == repr(states[1]["scheduler"])
+    for name in ("model", "optimizer"):
+        torch.testing.assert_close(states[0][name], states[1][name], rtol=0, atol=0)
     drop = dict(columns="seconds")
     pd.testing.assert_frame_equal(run.history.drop(**drop), other.history.drop(**drop))
     return True
@@ -355,7 +359,7 @@ def test_fine_tuning_starts_from_a_run_or_a_model_file(tables, tmp_path):
     other = fit(replace(RECIPE, seed=2), *tables)
     copy.write_bytes(other.checkpoint.read_bytes())
     assert fit(recipe, *tables).folder != tuned.folder  # other weights in a file of that name
-    assert compare_runs([tuned, start])["start_from"].nunique() == 2
+    assert compare_runs([tuned, start])["start_from"].count() == 1
 
 
 @pytest.mark.fault("weights to start from that are lost or do not fit", "the file is named")

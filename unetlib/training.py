@@ -177,14 +177,13 @@ def train(
         for epoch in range(first_epoch, recipe.epochs + 1):
             started, lr = time.perf_counter(), learner.optimizer.param_groups[0]["lr"]
             learner.forward.train()
-            loss = 0.0
-            train_set = train_sets[recipe.size_in(epoch)]
+            loss, train_set = 0.0, train_sets[recipe.size_in(epoch)]
             with seeded(recipe.seed, epoch, learner.rank):  # what dropout draws, or an own loss
                 for batch in learner.batches(train_set, batch_size, epoch):
                     loss += learner.step(*batch)
                     bar.update()
-            row = dict(epoch=epoch, lr=lr, train_loss=learner.total(loss) / images)
-            row |= learner.validate(val_set, batch_size)
+                row = dict(epoch=epoch, lr=lr, train_loss=learner.total(loss) / images)
+                row |= learner.validate(val_set, batch_size)
             if not math.isfinite(row["val_loss"]):
                 remedy = f"lower the learning rate (lr={recipe.lr:g}) and check the images"
                 raise TrainingError(f"The validation loss is {row['val_loss']}: {remedy}; {KEPT}.")

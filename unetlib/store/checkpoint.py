@@ -4,6 +4,7 @@ import json
 import os
 from pathlib import Path
 
+import pandas as pd
 import torch
 
 from unetlib.store.model_file import load_plain, save_atomically, save_model
@@ -27,9 +28,8 @@ def load_state(folder: Path) -> dict:
         state = load_plain(folder / "last.pth")
         if lacking := {"model", "optimizer", "scheduler", "batch_size", "lr"} - set(state):
             raise KeyError(lacking)
-        epochs, by = len(state["history"]), f"val_{state['best_by'][0]}"
-        scores = {by: [row[by] for row in state["history"]]}
-        best, epoch = None, best_epoch(scores, state["best_by"])
+        epochs, best = len(state["history"]), None
+        epoch = best_epoch(pd.DataFrame(state["history"]), state["best_by"])
         if epoch < epochs or (folder / "best.pth").exists():
             best = load_plain(folder / "best.pth")
         if best is not None and best["info"]["epoch"] != epoch:

@@ -150,7 +150,8 @@ def _look_up(
         if other | dict(code=0) == asked | dict(code=0) and other["code"] != asked["code"]:
             code = asked["code"].items()
             changed = [name for name, found in code if other["code"].get(name) != found]
-            print(f"run {folder.name}: new, other code than run {run.folder.name}: {changed}")
+            why = f"the code of {', '.join(changed)} is not that of run {run.folder.name}"
+            print(f"run {folder.name}: trained anew, {why}")
             break
     return None, None
 

@@ -13,7 +13,7 @@ import json
 import platform
 import time
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -98,7 +98,7 @@ class Run:
     @property
     def best_epoch(self) -> int:
         """The first epoch that was the best by ``best_by``; 0 before the first one is finished."""
-        return best_epoch(self.history.to_dict("list"), self.best_by)
+        return best_epoch(self.history, self.best_by)
 
     def at_best(self, column: str) -> float:
         """A column of the history in the best epoch, whose model is kept; nan without one."""
@@ -162,10 +162,12 @@ class Run:
         return None if own == "unet" or isinstance(own, MissingCode) else resolve("network", own)
 
 
-def best_epoch(history: Mapping[str, Sequence[float]], best_by: Sequence[str]) -> int:
-    """The number of the first best epoch of a history given by columns, 0 if it is empty."""
-    scores = np.array(history[f"val_{best_by[0]}"], float) * (1 if best_by[1] == "max" else -1)
-    return int(np.nan_to_num(scores, nan=-np.inf).argmax()) + 1 if len(scores) else 0
+def best_epoch(history: pd.DataFrame, best_by: Sequence[str]) -> int:
+    """The number of the first best epoch, 0 if there is none."""
+    if history.empty:
+        return 0
+    scores = history[f"val_{best_by[0]}"] * (1 if best_by[1] == "max" else -1)
+    return int(scores.fillna(-np.inf).argmax()) + 1
 
 
 def load_run(folder: str | Path) -> Run:
