@@ -188,8 +188,8 @@ LARGE = Recipe(size=256, epochs=1, precision="fp32")
 def test_too_little_memory_is_named(tables, what):
     train, val = tables
     megabytes, call, error, numbers = {
-        "training": (900, (fit, LARGE, train, val), TrainingError, "16 images of 256x256"),
-        "range test": (900, (lr_find, LARGE, train), TrainingError, "16 images of 256x256"),
+        "training": (900, (fit, LARGE, train, val), TrainingError, "16 images of size=256"),
+        "range test": (900, (lr_find, LARGE, train), TrainingError, "16 images of size=256"),
         "decoding": (3000, (decode_once, train, 16384), DataError, "16 images of 16384x16384"),
     }[what]
     with pytest.raises(error, match=rf"\b{numbers}\b.* lower "):

@@ -154,8 +154,7 @@ def build(recipe: Recipe) -> nn.Module:
     """The network of a recipe, untrained: the U-Net that its settings describe, or an own one.
 
     Raises:
-        ValueError: an own network that does not map images of the recipe's size,
-            ``(2, C, H, W)``, to logits ``(2, 1, H, W)``; or what is given makes no network.
+        ValueError: an own one does not map images ``(2, C, H, W)`` to logits ``(2, 1, H, W)``.
     """
     network = resolve("network", recipe.network)
     if recipe.network == "unet":
@@ -163,22 +162,20 @@ def build(recipe: Recipe) -> nn.Module:
         return network(recipe.channels, seed=recipe.seed, **settings)
     with _seeding, seeded(recipe.seed):
         model = network()
-        if not isinstance(model, nn.Module):
-            raise ValueError(f"network={network} gave {model!r}, not an nn.Module; return it.")
         for size in {recipe.size_in(1), recipe.size}:
             images = torch.zeros(2, recipe.channels, *sides(size))
-            what = f"{type(model).__name__}, for images {tuple(images.shape)}"
+            what = f"network={type(model).__name__}: for images {tuple(images.shape)} it"
             try:
                 with evaluating(model):
-                    logits = model(images)
-                found = tuple(logits.shape)
+                    found = tuple(model(images).shape)
             except Exception as error:  # a network may fail in any way
-                reason = str(error).partition("\n")[0]
-                fit = f"size and colour must fit it, and size={size} may need other multiples"
-                raise ValueError(f"{what}: {type(error).__name__}: {reason}; {fit}.") from error
+                reason = f"{type(error).__name__}, {error}".partition("\n")[0]
+                remedy = "choose a size and colour that it takes"
+                raise ValueError(f"{what} raised {reason}; {remedy}.") from error
             if found != (2, 1, *images.shape[2:]):
-                one = "one logit per pixel is needed, (2, 1, H, W)"
-                raise ValueError(f"{what}, gave {found}; {one}.")
+                raise ValueError(
+                    f"{what} gave {found}; it needs one logit per pixel, (2, 1, H, W)."
+                )
     return model
 
 

@@ -48,14 +48,12 @@ class Recipe:
         loss: ``bce``, ``dice``, ``bce_dice`` or f(logits, masks) -> scalar (see ``losses``).
         optimizer: ``adam``, ``adamw``, ``sgd`` (momentum 0.9) or f(parameters, lr) -> Optimizer.
         weight_decay: the optimizer's; None: its own default.
-        schedule: ``constant``; ``one_cycle``: up to ``lr`` and down to almost 0 (Smith:
-            Super-Convergence, https://arxiv.org/abs/1708.07120); ``cosine``: from ``lr`` down to 0
-            (https://arxiv.org/abs/1608.03983); or f(optimizer, total_steps) -> LRScheduler, which
-            is stepped after every batch.
+        schedule: ``constant``; ``one_cycle``: up to ``lr``, then down to almost 0 (Super-Convergence,
+            https://arxiv.org/abs/1708.07120); ``cosine``: from ``lr`` down to 0; or
+            f(optimizer, total_steps) -> LRScheduler, which is stepped after every batch.
         lr: learning rate; with ``one_cycle`` its peak.
         epochs: passes over the training images.
-        patience: early stopping: ``fit`` ends the run after so many epochs in a row that were no
-            better than the best one before them; None: never.
+        patience: early stopping: ``fit`` ends the run after so many epochs without a better one.
         start_from: a run, or the path of a model file, whose weights to start from (fine-tuning).
         half_size_epochs: how many epochs, the first ones, see images of half the size, a quarter of
             the work (progressive resizing, https://arxiv.org/abs/1707.02921 and fast.ai).
@@ -100,26 +98,22 @@ class Recipe:
         for name, kind in get_type_hints(Recipe).items():
             value = _plain(name, plain.get(name, getattr(self, name)), kind)
             object.__setattr__(self, name, value)
-        size, half, seen, stride = self.size, self.half_size_epochs, self.size_in(1), self.stride
-        least = 1
-        if self.network == "unet":
-            # Batch normalisation of one image needs more than one pixel, and so does the export.
-            least = 2 ** len(self.widths)
-        shown = f"half of size={size}" if half else f"size={size}"
-        changed = [name for name in OF_THE_UNET if name in self.changes]
-        own = self.network != "unet" and changed
+        half, least, stride = self.half_size_epochs, 2 ** len(self.widths), self.stride
+        shown = f"half of size={self.size}" if half else f"size={self.size}"
+        ours, seen = self.network == "unet", sides(self.size_in(1))
+        of_the_unet = [name for name in OF_THE_UNET if name in self.changes]
         for sound, sentence in (
-            (not own, f"{changed} are the U-Net's own; pass network=partial(UNet, ...)"),
+            (ours or not of_the_unet, f"{of_the_unet}: pass network=partial(UNet, ...) instead"),
             (self.lr > 0, f"lr={self.lr} must be above 0"),
             (self.epochs > 0, f"epochs={self.epochs} must be above 0"),
             (self.patience is None or self.patience > 0, "patience must be above 0, or None"),
             (self.batch_size == "auto" or self.batch_size > 0, "batch_size must be above 0"),
             (min(self.widths, default=0) > 0, f"widths={self.widths} must name channel counts"),
-            (_fits(size, stride), f"size={size} must be a multiple of {stride}"),
             (0 <= self.seed <= LARGEST_SEED, f"seed must be between 0 and {LARGEST_SEED}"),
             (0 <= half <= self.epochs, f"half_size_epochs={half} must be between 0 and epochs"),
-            (_fits(seen, stride), f"{shown} must be a multiple of {stride}"),
-            (min(sides(seen)) >= least, f"{shown} must be at least {least}, or give fewer widths"),
+            (not any(side % stride for side in seen), f"{shown} must be a multiple of {stride}"),
+            # Batch normalisation of one image needs more than one pixel, and so does the export.
+            (not ours or min(seen) >= least, f"{shown} must be at least {least}, or fewer widths"),
         ):
             _demand(sound, sentence)
 
@@ -179,10 +173,6 @@ def square(size) -> int | tuple[int, int]:
     """A square's size as one number."""
     height, width = sides(size)
     return height if height == width else (height, width)
-
-
-def _fits(size, stride: int) -> bool:
-    return all(side % stride == 0 for side in sides(size))
 
 
 def _demand(condition, sentence: str) -> None:
