@@ -1,14 +1,14 @@
 """Learn image segmentation by building a U-Net: the code behind the six notebooks.
 
 The modules beside this file are the lesson, read in this order: ``config``, ``pictures``,
-``masks``, ``carvana``, ``recipe``, ``dataset``, ``model``, ``losses``, ``device``, ``metrics``,
-``training``, ``plots``. They need nothing of the sub-packages behind them: ``support``, ``store``
-(runs on disk), ``deploy`` (formats, prediction), ``fetch`` (data sets from elsewhere).
+``masks``, ``carvana``, ``recipe``, ``seeds``, ``dataset``, ``model``, ``losses``, ``device``,
+``metrics``, ``training``, ``plots``. They need nothing of the sub-packages behind them:
+``support``, ``store`` (runs on disk), ``deploy`` (formats, prediction), ``fetch`` (data sets).
 """
 
 from importlib import import_module
 
-__version__ = "0.2.0"
+__version__ = "0.3.0"
 
 # Where each public name lives; imported when it is first asked for (PEP 562), as PyTorch is slow.
 _HOMES = {
@@ -17,12 +17,12 @@ _HOMES = {
     "masks": "load_coverage load_mask rle_decode rle_encode",
     "carvana": "split_by_group",
     "recipe": "Recipe",
-    "dataset": "CarvanaDataset make_loader to_tensor",
-    "model": "DecoderBlock EncoderBlock UNet count_parameters",
+    "dataset": "AUGMENTATIONS CarvanaDataset make_loader to_tensor",
+    "model": "NETWORKS DecoderBlock EncoderBlock UNet count_parameters",
     "losses": "LOSSES bce_dice_loss bce_loss soft_dice_loss",
     "device": "pick_device",
     "metrics": "dataset_logits dice evaluate iou predict_dataset",
-    "training": "TrainingError",
+    "training": "OPTIMIZERS SCHEDULES TrainingError",
     "plots": "overlay show_images",
     "support.folders": "cache_dir models_dir runs_dir",
     "support.cache": "decode_once",

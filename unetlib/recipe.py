@@ -48,8 +48,8 @@ class Recipe:
         loss: ``bce``, ``dice``, ``bce_dice`` or f(logits, masks) -> scalar (see ``losses``).
         optimizer: ``adam``, ``adamw``, ``sgd`` (momentum 0.9) or f(parameters, lr) -> Optimizer.
         weight_decay: the optimizer's; None: its own default.
-        schedule: ``constant``; ``one_cycle``: up to ``lr``, then down to almost 0 (Super-Convergence,
-            https://arxiv.org/abs/1708.07120); ``cosine``: from ``lr`` down to 0; or
+        schedule: ``constant``; ``one_cycle``: up to ``lr``, then down to almost 0
+            (https://arxiv.org/abs/1708.07120); ``cosine``: from ``lr`` down to 0; or
             f(optimizer, total_steps) -> LRScheduler, which is stepped after every batch.
         lr: learning rate; with ``one_cycle`` its peak.
         epochs: passes over the training images.
