@@ -57,7 +57,7 @@ def restore(learner: Learner, state: dict, folder: Path) -> None:
                     kept[name] = torch.empty_like(parameter).copy_(value)
         if learner.scheduler is not None:
             learner.scheduler.load_state_dict(state["scheduler"])
-    except (RuntimeError, ValueError, KeyError):
+    except (RuntimeError, ValueError, KeyError, TypeError, AttributeError):
         raise RunError(f"{folder}: last.pth is of another unetlib or PyTorch; {RETRAIN}") from None
 
 
@@ -72,7 +72,7 @@ def write_run(run: Run, learner: Learner, first: bool, best: dict | None = None)
     Raises:
         TrainingError: the folder cannot be written; finished epochs are kept.
     """
-    folder, recipe = run.folder, run.recipe
+    folder = run.folder
     state = {name: run.details[name] for name in ("batch_size", "lr")}
     state |= dict(model=learner.model.state_dict(), optimizer=learner.optimizer.state_dict())
     state |= dict(scheduler=learner.scheduler.state_dict() if learner.scheduler else None)
@@ -90,17 +90,20 @@ def write_run(run: Run, learner: Learner, first: bool, best: dict | None = None)
             save_atomically(best, run.checkpoint)
         os.replace(folder / "next.pth", folder / "last.pth")
         if best is None and run.best_epoch == len(run.history):
-            info = dict(recipe=stored(recipe), epoch=run.best_epoch, val_dice=run.best_dice)
-            info |= dict(size=recipe.size, colour=recipe.colour)
+            info = dict(recipe=settings_of(run), epoch=run.best_epoch, val_dice=run.best_dice)
+            info |= dict(size=run.recipe.size, colour=run.recipe.colour)
             save_model(run.checkpoint, learner.model, **info)
         write_history(run)
     except OSError as error:
         raise unwritable(folder, error) from None
 
 
+def settings_of(run: Run) -> dict:
+    return stored(run.recipe, run.details["question"]["code"])
+
+
 def write_details(run: Run) -> None:
-    """``recipe.json`` and ``run.json``."""
-    for name, content in (("recipe", stored(run.recipe)), ("run", run.details)):
+    for name, content in (("recipe", settings_of(run)), ("run", run.details)):
         with whole_file(run.folder / f"{name}.json") as part:
             part.write_text(json.dumps(content, indent=1), encoding="utf-8")
 

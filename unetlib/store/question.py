@@ -3,7 +3,7 @@
 import hashlib
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from pathlib import Path
 
 from unetlib import config
@@ -31,13 +31,13 @@ class MissingCode:
         return f"<{self.name} {self.code[:4]}>"
 
 
-def stored(recipe: Recipe) -> dict:
-    """A recipe's settings as JSON can hold them: own code by its name and hash."""
-    settings = {field.name: getattr(recipe, field.name) for field in fields(recipe)}
+def stored(recipe: Recipe, code: dict[str, str]) -> dict:
+    """A recipe's settings as JSON can hold them: own code by its name and its hash in ``code``."""
+    settings = dict(vars(recipe))
     for setting, names in BUILT_IN.items():
         value = settings[setting]
         if not isinstance(value, str) or value not in names:
-            settings[setting] = dict(name=name_of(value), code=_code(setting, value))
+            settings[setting] = dict(name=name_of(value), code=code[setting])
     return settings
 
 
@@ -75,16 +75,13 @@ def question_of(recipe: Recipe, data: str, best_by: tuple[str, str], metrics: Ma
             what = f"start_from={recipe.start_from}: {error.strerror}"
             raise DataError(f"{what}; give a run or a model file.") from None
         settings["start_from"] = hashlib.sha256(content).hexdigest()[:16]
-    code = {setting: _code(setting, getattr(recipe, setting)) for setting in BUILT_IN}
-    code["training"] = code_hash((train, Learner))
+    code = {"training": code_hash((train, Learner))}
+    for setting in BUILT_IN:
+        value = getattr(recipe, setting)
+        known = isinstance(value, MissingCode)
+        code[setting] = value.code if known else code_hash(resolve(setting, value))
     if best_by[0] in metrics:
         code["best_by"] = code_hash(metrics[best_by[0]])
     question = dict(format=FORMAT, settings=settings, code=code, best_by=list(best_by))
     question |= dict(data=data, profile=config.profile().name)
     return json.loads(json.dumps(question))  # as it is found again in run.json
-
-
-def _code(setting: str, value) -> str:
-    if isinstance(value, MissingCode):
-        return value.code
-    return code_hash(resolve(setting, value))
