@@ -146,7 +146,7 @@ IDEAS = {
     "colour, size": (COLOUR, ("size=8", "size=9"), ("96, 64", "64, 96"), ("4, 8", "4, 9")),
     "best_by": (METRIC, ("masks))", "1 * masks))"), ("= 0, 1", "= 1, 1"), ("3, 1, 1", "5, 1, 2")),
     "on_epoch": (STOP, ("seed=11", "seed=12"), None, None),
-    "own pictures": (PICTURES, ("size=32", "size=36"), None, ("[:12]", "[:13]")),
+    "own pictures": (PICTURES, ("size=32", "size=36"), None, ("[:12]", "[:2]")),
 }
 
 

@@ -97,13 +97,12 @@ def fit(
     question = question_of(recipe, data, best_by, metrics)
     folder = run_folder(question)
     with _alone(folder, accelerator), _stop_on_sigterm():
-        found = None, None
-        if accelerator.is_main_process:
-            finished, state = _look_up(recipe, question, folder, retrain)
-            if finished is not None and metrics:
-                _score_kept(replace(finished, recipe=recipe), val, metrics)
-            found = finished, state
-        run, state = broadcast_object_list([found])[0]
+        run = state = None
+        if accelerator.is_main_process and not retrain:
+            run, state = _look_up(recipe, question, folder)
+            if run is not None:
+                _score_kept(replace(run, recipe=recipe), val, metrics)
+        run, state = broadcast_object_list([run, state])
         if run is not None:
             return replace(run, recipe=recipe)
         work = recipe, train, val, question, folder, state
@@ -111,12 +110,8 @@ def fit(
             return _train(*work, on_epoch, metrics, accelerator)
 
 
-def _look_up(
-    recipe: Recipe, question: dict, folder: Path, retrain: bool
-) -> tuple[Run | None, dict | None]:
+def _look_up(recipe: Recipe, question: dict, folder: Path) -> tuple[Run | None, dict | None]:
     """The finished run, or the state to go on from, if there is either."""
-    if retrain:
-        return None, None
     if (folder / "history.csv").exists():
         run = load_run(folder)
         if run.finished:
@@ -127,13 +122,10 @@ def _look_up(
         state = load_state(folder)
         print(f"run {folder.name}: goes on after epoch {len(state['history'])}")
         return None, state
-    asked = _without(question, "epochs")
-    runs = [
-        (_without(run.details["question"], "epochs"), run)
-        for run in find_runs()
-        if "question" in run.details
-    ]
-    shorter = [run for other, run in runs if other == asked and len(run.history) < recipe.epochs]
+    asked, code = _but_for_epochs_and_code(question), question["code"]
+    runs = [(run, run.details["question"]) for run in find_runs() if "question" in run.details]
+    alike = [(run, its["code"]) for run, its in runs if _but_for_epochs_and_code(its) == asked]
+    shorter = [run for run, its in alike if its == code and len(run.history) < recipe.epochs]
     for run in sorted(shorter, key=lambda run: -len(run.history)):
         name = run.folder.name
         if recipe.schedule != "constant":
@@ -146,19 +138,17 @@ def _look_up(
             if held and len(state["history"]) < recipe.epochs:
                 print(f"run {folder.name}: goes on from {name}, epoch {len(state['history'])}")
                 return None, state
-    for other, run in reversed(runs):
-        if other | dict(code=0) == asked | dict(code=0) and other["code"] != asked["code"]:
-            code = asked["code"].items()
-            changed = [name for name, found in code if other["code"].get(name) != found]
-            why = f"the code of {', '.join(changed)} is not that of run {run.folder.name}"
+    for run, its in [] if shorter else alike[-1:]:  # the newest
+        changed = ", ".join(name for name in code if its.get(name) != code[name])
+        if changed:
+            why = f"the code of {changed} is not that of run {run.folder.name}"
             print(f"run {folder.name}: trained anew, {why}")
-            break
     return None, None
 
 
-def _without(question: dict, setting: str) -> dict:
-    settings = {name: value for name, value in question["settings"].items() if name != setting}
-    return question | dict(settings=settings)
+def _but_for_epochs_and_code(question: dict) -> dict:
+    settings = {name: one for name, one in question["settings"].items() if name != "epochs"}
+    return question | dict(settings=settings, code=None)
 
 
 def _score_kept(run: Run, val: pd.DataFrame, metrics: Mapping[str, Callable]) -> None:

@@ -104,14 +104,9 @@ class Run:
         """A column of the history in the best epoch, whose model is kept; nan without one."""
         return float(self.history[column].where(self.history["epoch"] == self.best_epoch).max())
 
-    @property
-    def best_dice(self) -> float:
-        """Validation Dice of the kept model: mean over images, hard masks, at the recipe's size."""
-        return self.at_best("val_dice")
-
-    @property
-    def best_iou(self) -> float:
-        return self.at_best("val_iou")
+    # Of the kept model: means over the validation images, hard masks, at the recipe's size.
+    best_dice = property(lambda self: self.at_best("val_dice"))
+    best_iou = property(lambda self: self.at_best("val_iou"))
 
     @property
     def seconds(self) -> float:
