@@ -9,6 +9,7 @@ from tqdm.auto import tqdm
 
 from unetlib.dataset import CarvanaDataset
 from unetlib.recipe import Recipe
+from unetlib.seeds import seeded
 from unetlib.support.cache import decode_once
 from unetlib.support.speed import memory_kept, out_of_memory_named
 from unetlib.training import ExplodedError, Learner, TrainingError
@@ -41,12 +42,14 @@ def lr_find(
     batches, rows, average = chain.from_iterable(epochs), [], 0.0
     learner.forward.train()
     with (
+        seeded(recipe.seed),
         memory_kept(learner.device),
         out_of_memory_named(batch_size, recipe.size, learner.device),
         tqdm(total=steps, desc="learning rates") as bar,
     ):
         for lr in np.geomspace(lowest, highest, steps):
-            learner.optimizer.param_groups[0]["lr"] = lr
+            for group in learner.optimizer.param_groups:
+                group["lr"] = lr
             try:
                 images, masks = next(batches)
                 loss = learner.step(images, masks) / len(images)
