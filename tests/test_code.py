@@ -14,6 +14,7 @@ import torch
 from test_any_order import opened
 from torchvision.transforms import v2
 
+from unetlib.losses import LOSSES
 from unetlib.store.code import code_hash, label
 from unetlib.support.errors import RunError
 from unetlib.training import Learner, train
@@ -104,6 +105,7 @@ def test_what_does_the_same_has_the_same_hash(old, new):
         ("deeper(x) + GAMMA", "deeper(x) + 2 * GAMMA", "f bound"),
         ("return 4", "return 40", "Loss loss"),
         ("weight = 5", "weight = 50", "Loss loss"),
+        ("def __call__", "def call", "Loss loss"),
         ("alpha=6", "alpha=60", "Loss loss"),
         ("self.weight *", "self.weight +", "Loss loss"),
         ("power=7", "power=70", "f bound"),
@@ -169,12 +171,11 @@ print(*map(code_hash, things))
 """
 
 
-def test_other_processes_find_the_same_hashes():
-    found = []
-    for seed in "12":
-        settings = dict(env=os.environ | {"PYTHONHASHSEED": seed}, capture_output=True, text=True)
-        shown = subprocess.run([sys.executable, "-c", PROCESS], check=True, **settings).stdout
-        found += [line.split() for line in shown.splitlines()]
+def test_other_processes_find_the_same_hashes(capsys):
+    run_cell(PROCESS)
+    settings = dict(env=os.environ | {"PYTHONHASHSEED": "1"}, capture_output=True, text=True)
+    shown = subprocess.run([sys.executable, "-c", PROCESS], check=True, **settings).stdout
+    found = [line.split() for line in (capsys.readouterr().out + shown).splitlines()]
     assert found == [found[0]] * 4
     assert len(set(found[0])) == len(found[0])
 
@@ -213,6 +214,9 @@ def test_what_cannot_be_hashed_is_named_and_a_name_heals_it(tmp_path):
             code_hash(scope["focal"])
         with pytest.raises(RunError, match="Held uses `key`, a lock"):
             code_hash(scope["held"])
+        exec("class Loss:\n    def __call__(self):\n        lock.acquire()", scope)
+        with pytest.raises(RunError, match="Loss uses `lock` of `__call__`, a lock.* give Loss a"):
+            code_hash(scope["Loss"])
         for unnamed in (scope["lock"], (x for x in "ab")):
             with pytest.raises(RunError):
                 code_hash(unnamed)
@@ -264,10 +268,16 @@ def test_a_decorator_of_torch_hides_nothing():
 
 def test_an_edit_of_the_library_counts_but_not_what_it_registers(monkeypatch):
     before = code_hash(Learner), code_hash(train)
-    monkeypatch.setitem(Learner.step.__globals__["LOSSES"], "own", lambda logits, masks: 0)
+    monkeypatch.setitem(LOSSES, "own", lambda logits, masks: 0)
     assert (code_hash(Learner), code_hash(train)) == before
     monkeypatch.setattr(Learner, "total", lambda self, value: value + 1)
     assert code_hash(Learner) != before[0]
+    source, found = "import tqdm\nkept, SIZE = {}, 1\ndef f(x):\n    return tqdm, kept, SIZE", []
+    for edit in ("", "kept[1] = 2", "tqdm = lock", "SIZE = 2"):
+        scope = {"__name__": "unetlib.own", "lock": threading.Lock()}
+        exec(f"{source}\n{edit}", scope)
+        found.append(code_hash(scope["f"]))
+    assert found[0] == found[1] == found[2] != found[3]
 
 
 def test_modules_of_the_user_count_by_what_is_used_of_them(tmp_path, monkeypatch):
@@ -290,6 +300,11 @@ def inside(x):
     assert not {code_hash(thing) for thing in things} & set(before)
 
 
+def test_a_new_name_of_a_function_changes_nothing():
+    found = {code_hash(run_cell(f"def {name}(x):\n    return x")[name]) for name in ("f", "g")}
+    assert len(found) == 1
+
+
 def test_arrays_and_tables_count_by_their_content():
     def table(*values):
         return pd.DataFrame({"a": values})
@@ -300,7 +315,7 @@ def test_arrays_and_tables_count_by_their_content():
 
 def test_depth_and_cycles_are_no_problem():
     deep: list = []
-    for _ in range(20_000):
+    for _ in range(10_000):
         deep = [deep]
     ring: list = [1]
     ring.append(ring)
