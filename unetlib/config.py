@@ -1,9 +1,7 @@
-"""Environment -> folders: the data set's, and the repository's own.
+"""Environment -> folders.
 
-Two environment variables, and one that chooses how much runs (``support.profile``):
-
-- ``UNETLIB_DATA``: a folder as ``carvana`` reads it; unset: the embedded ``data/sample``.
-- ``UNETLIB_HOME``: where ``runs/``, ``models/`` and the cache are written (``support.folders``).
+``UNETLIB_DATA`` names a data set as ``carvana`` reads it; ``UNETLIB_HOME`` where ``runs/``,
+``models/`` and the cache are written (``support.folders``); both may be unset.
 """
 
 import os
@@ -19,13 +17,16 @@ def folder_from(variable: str, default: Path) -> Path:
     A relative one counts from where the command was typed: a notebook's kernel runs in the
     notebook's own folder, but the process that launched it (Jupyter, nbval) still stands there.
     """
-    value, start = os.environ.get(variable, "").strip(), Path.cwd()
+    value = os.environ.get(variable, "").strip()
+    if not value:
+        return default
+    start = Path.cwd()
     if launcher := os.environ.get("JPY_PARENT_PID"):
         import psutil  # only notebook kernels need it
 
         with suppress(psutil.Error, ValueError):  # it has ended or belongs to another user
             start = Path(psutil.Process(int(launcher)).cwd())
-    return (start / os.path.expanduser(value)).resolve() if value else default
+    return (start / os.path.expanduser(value)).resolve()
 
 
 def data_dir() -> Path:

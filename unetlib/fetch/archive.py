@@ -44,11 +44,8 @@ def unpack(archive: str | Path, target: str | Path) -> None:
     except Exception as error:  # damaged bytes raise some ten different ones
         problem = f"is damaged ({error}): delete it and download it again."
         if isinstance(error, OSError) and error.errno:  # a damaged bz2 raises one without a number
-            problem = (
-                f"cannot be unpacked into {target} ({error.strerror}): make room "
-                f"({size / 1e9:.1f} GB in all), or choose a folder that you may write to; then "
-                "start the same command again."
-            )
+            problem = f"cannot be unpacked into {target} ({error.strerror}): "
+            problem += f"{size / 1e9:.1f} GB must fit into a folder that you may write to."
         raise DataError(f"{archive} {problem}") from error
     finally:
         shutil.rmtree(part, ignore_errors=True)

@@ -56,17 +56,15 @@ def check(root: str | Path | None = None) -> pd.DataFrame:
 
 def _inspect_whole(pair: Pair, codes: pd.Series | dict) -> Finding:
     """``inspect`` with the photo decoded whole and the mask compared with its run-length code."""
-    row, problems = inspect(pair, whole=True)
-    code = codes.get(pair.image.stem)
-    if row is None or pair.mask is None or code is None:
-        return row, problems
-    try:
-        mask = load_mask(pair.mask)
-        wrong = (rle_decode(code, *mask.shape) != mask).sum()
-        problem = f"differs from {pair.mask.name} in {wrong} pixels"
-    except DataError as error:
-        wrong, problem = 1, str(error).rstrip(".")
-    if wrong:
-        table = str(pair.mask.parent.with_suffix(".csv"))
-        problems.append(Problem(table, f"row {pair.image.stem}: {problem}", RECREATE))
+    (image, path), (row, problems) = pair, inspect(pair, whole=True)
+    if row and path and image.stem in codes:
+        mask = load_mask(path)
+        try:
+            wrong = (rle_decode(codes[image.stem], *mask.shape) != mask).sum()
+            problem = f"differs from {path.name} in {wrong} pixels" if wrong else ""
+        except DataError as error:
+            problem = str(error).rstrip(".")
+        if problem:
+            table = str(path.parent.with_suffix(".csv"))
+            problems.append(Problem(table, f"row {image.stem}: {problem}", RECREATE))
     return row, problems

@@ -16,12 +16,10 @@ ARCHIVES = ("train.zip", "train_masks.zip", "train_masks.csv.zip", "metadata.csv
 FULL_SET = (5088, 318)  # photos with masks, cars
 SILENCE = 60  # seconds without a byte after which the server is given up
 RULES = f"accept the competition's rules at https://www.kaggle.com/c/{COMPETITION}/rules"
-TOKEN = (
-    "create an API token at https://www.kaggle.com/settings, put it into the environment variable "
-    f"KAGGLE_API_TOKEN or the file ~/.kaggle/access_token, and {RULES}"
-)
-BY_HAND = "download the archives in a browser and use `python -m unetlib download --from FOLDER`"
-REMEDIES = {401: TOKEN, 403: RULES, 404: BY_HAND}  # by HTTP status
+TOKEN = "put a token of https://www.kaggle.com/settings into KAGGLE_API_TOKEN or the file "
+TOKEN += f"~/.kaggle/access_token, and {RULES}"
+AGAIN = "check network and disk, and start the same command again, which continues; or download "
+AGAIN += "the archives in a browser and use `python -m unetlib download --from FOLDER`"
 
 
 def download(
@@ -54,14 +52,10 @@ def download(
             unpack(archive, target)
     samples = find_samples(target).query("mask != ''")
     found = len(samples), samples["group"].nunique()
-    print(
-        f"{target}: {found[0]:,} photos with masks of {found[1]} cars (the full set: 5,088 of 318)"
-    )
+    print("{}: {:,} photos with masks of {} cars".format(target, *found))
     if source is None and found != FULL_SET:
-        raise DataError(
-            f"{target} is incomplete: delete {target / 'train'} and {target / 'train_masks'}, and "
-            "start the same command again."
-        )
+        folders = f"{target / 'train'} and {target / 'train_masks'}"
+        raise DataError(f"{target} is incomplete: delete {folders}, and start again.")
     if subset is None:
         return target
     return write_subset(target, target.with_name(f"{target.name}-{subset}-cars"), subset)
@@ -83,27 +77,24 @@ def _fetch(name: str) -> Path:
     try:
         return Path(kagglehub.competition_download(COMPETITION, path=name))
     except UnauthenticatedError:
-        problem = f"Kaggle knows no account on this computer: {TOKEN}"
-    except DataCorruptionError:
-        problem = f"{name} was damaged on its way: start the same command again"
-    except requests.HTTPError as error:
-        status = getattr(error.response, "status_code", "with an error")
-        problem = f"Kaggle answered {status} for {name}: {REMEDIES.get(status, 'try again later')}"
-    except OSError as error:  # of the network (requests' own exceptions) or of the disk
-        problem = (
-            f"{name} cannot be fetched into {kagglehub.config.get_cache_folder()} "
-            f"({error.strerror or type(error).__name__}): check the network and the room on that "
-            "disk (KAGGLEHUB_CACHE names another folder), then start the same command again, which "
-            f"continues; or {BY_HAND}"
-        )
+        why, remedy = "no account on this computer", TOKEN
+    except (DataCorruptionError, OSError) as error:  # requests' own are OSErrors
+        why = getattr(error, "strerror", None) or type(error).__name__
+        status = getattr(getattr(error, "response", None), "status_code", "")
+        remedy = {401: TOKEN, 403: RULES}.get(status, AGAIN)
+        where = kagglehub.config.get_cache_folder()
+        why = f"{status or why}; its place: {where}, or what KAGGLEHUB_CACHE names"
     finally:
         requests.Session.send = send
-    raise DataError(f"{problem}.")
+    raise DataError(f"Kaggle's {name} cannot be fetched ({why}): {remedy}.")
 
 
 def _find_archive(folder: Path, name: str) -> Path | None:
-    found = [name, "train_hq.zip"] if name == "train.zip" else [name]
-    found = [folder / one for one in found if (folder / one).is_file()]
-    if not found and not name.endswith(".csv.zip"):
+    place = folder / name
+    if name == "train.zip" and not place.is_file():
+        place = folder / "train_hq.zip"
+    if place.is_file():
+        return place
+    if not name.endswith(".csv.zip"):
         raise DataError(f"{folder / name} does not exist: copy the competition's archive there.")
-    return found[0] if found else None
+    return None

@@ -8,10 +8,10 @@ import pandas as pd
 from PIL import Image
 from tqdm.auto import tqdm
 
-from unetlib.fetch.samples import find_samples, unreadable
+from unetlib.fetch.samples import find_samples
 from unetlib.fetch.tables import read_metadata
 from unetlib.masks import load_coverage, rle_encode
-from unetlib.pictures import UNREADABLE, DataError, sides, upright
+from unetlib.pictures import DataError, load_image, sides
 
 
 def write_subset(
@@ -41,10 +41,9 @@ def write_subset(
     """
     height, width = sides(size)
     source, target = Path(source), Path(target).resolve()
-    if target == Path.cwd() or target.is_relative_to(source.resolve()):
-        raise DataError(f"{target} is the folder you are in or inside the source: name a new one.")
-    if target.exists() and (not target.is_dir() or any(target.iterdir())):
-        raise DataError(f"{target} is not empty: name a new folder or delete it first.")
+    taken = target.exists() and (not target.is_dir() or any(target.iterdir()))
+    if taken or target == Path.cwd() or target.is_relative_to(source.resolve()):
+        raise DataError(f"{target} is not empty, in use or inside the source: name a new folder.")
     samples = find_samples(source)
     if "car" not in samples:
         raise DataError(f"{source} has no cars: name its photos as in 0123456789ab_01.jpg.")
@@ -67,12 +66,7 @@ def write_subset(
         for row in tqdm(rows.itertuples(), "writing", len(rows)):
             photo = folder / ("train" if row.mask else "test") / f"{row.id}.jpg"
             photo.parent.mkdir(exist_ok=True)
-            try:
-                with Image.open(row.image) as opened:
-                    colours = upright(opened).convert("RGB")
-            except UNREADABLE as error:
-                raise DataError(unreadable("image", row.image, error)) from None
-            colours.resize((width, height), Image.Resampling.BOX).save(photo, quality=92)
+            Image.fromarray(load_image(row.image, size, colour=True)).save(photo, quality=92)
             if row.mask:
                 mask = load_coverage(row.mask, size) >= 128
                 image = Image.fromarray(mask.astype(np.uint8))  # palette indices, as Carvana's are

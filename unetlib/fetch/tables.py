@@ -70,9 +70,7 @@ def read_table(path: Path, *columns: str) -> tuple[pd.DataFrame | None, list[Pro
             raise ValueError("a column is missing")
     except (OSError, ValueError, csv.Error):
         problem = f"not a csv file with the column(s) {', '.join(columns)}"
-        return None, [
-            Problem(str(path), problem, "download it again, or delete it: it is optional")
-        ]
+        return None, [Problem(str(path), problem, "download it again or delete it")]
     malformed = [" ".join(row[0].split())[:30] for row in rows if len(row) != len(header)]
     complete = [row for row in rows if len(row) == len(header)]
     table = pd.DataFrame(complete, columns=header, dtype=str)
