@@ -9,6 +9,7 @@ masks, ``train_masks.csv`` the masks as run lengths, ``metadata.csv`` a line per
 
 import re
 from collections.abc import Callable, Iterable
+from glob import glob
 from pathlib import Path
 
 import numpy as np
@@ -98,7 +99,7 @@ def pair_up(images: list[Path], masks: list[Path]) -> tuple[list[Pair], list[Pro
     bare, unused = [one for one, mask in both if not mask], {*masks} - {mask for _, mask in both}
     what, remedy = "no image of that name, or a second mask of one", "rename or delete it"
     problems = [Problem(str(mask), what, remedy) for mask in sorted(unused)]
-    problems += [Problem(str(one), f"no mask {one.stem}{common}", "restore it") for one in bare]
+    problems += [Problem(str(one), f"no mask {one.stem}{common}", "add it") for one in bare]
     return [pair for pair in both if pair[1]], problems
 
 
@@ -110,7 +111,8 @@ def folders_in(root: Path) -> tuple[Path, Path]:
 
 def files_in(folder: Path, suffixes: tuple[str, ...] = ("",)) -> list[Path]:
     """A folder's visible entries with these suffixes, sorted; none where it cannot be read."""
-    return sorted(one for one in folder.glob("[!.]*") if one.name.lower().endswith(suffixes))
+    names = glob("*", root_dir=folder)  # none that begins with a dot
+    return sorted(folder / name for name in names if name.lower().endswith(suffixes))
 
 
 def split_by_group(

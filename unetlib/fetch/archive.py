@@ -8,9 +8,7 @@ from tqdm.auto import tqdm
 
 from unetlib.pictures import DataError
 
-# Photos and GIFs hardly shrink in a zip and the tables shrink about four-fold; a zip bomb shrinks
-# a thousand-fold and more.
-MAX_RATIO = 100
+MAX_RATIO = 100  # tables shrink about four-fold in a zip, a zip bomb a thousand-fold and more
 
 
 def unpack(archive: str | Path, target: str | Path) -> None:
@@ -20,16 +18,14 @@ def unpack(archive: str | Path, target: str | Path) -> None:
     an interrupted call leaves no half file, and the next one continues.
 
     Raises:
-        DataError: the archive is damaged, would unpack to more than 100 times its size, or does not
-            fit on the disk.
+        DataError: it is damaged, or too large: for the disk, or more than 100 times when unpacked.
     """
     archive, target = Path(archive), Path(target)
     part, size = target / ".part", 0
     try:
         with zipfile.ZipFile(archive) as opened:
             members = [one for one in opened.infolist() if not one.filename.startswith("__MACOSX/")]
-            # zipfile never reads more of a member than the size it declares.
-            size = sum(member.file_size for member in members)
+            size = sum(member.file_size for member in members)  # zipfile never reads more of it
             if size > MAX_RATIO * archive.stat().st_size:
                 raise zipfile.BadZipFile(f"its files are more than {MAX_RATIO} times as large")
             for member in tqdm(members, f"unpacking {archive.name}"):

@@ -28,28 +28,26 @@ def check(root: str | Path | None = None) -> pd.DataFrame:
     """
     root = Path(root if root is not None else config.data_dir())
     rles_csv, cars_csv = root / "train_masks.csv", root / "metadata.csv"
-    rles, problems = read_table(rles_csv, "img", "rle_mask")
-    cars, found = read_table(cars_csv, "id")
+    (rles, problems), (cars, found) = (
+        read_table(rles_csv, "img", "rle_mask"),
+        read_table(cars_csv, "id"),
+    )
     codes = {} if rles is None else rles.set_index("id")["rle_mask"]
     samples = collect(list_folder(root), partial(_inspect_whole, codes=codes))
     problems += found + samples.attrs["problems"]
     images, masks = folders_in(root)
-    labelled = samples[samples["mask"] != ""]
     if rles is not None:
-        missing = set(labelled["id"]) - set(rles["id"])
+        missing = set(samples.loc[samples["mask"] != "", "id"]) - set(rles["id"])
         lost = set(rles["id"]) - {path.stem for path in files_in(images, IMAGE_SUFFIXES)}
         problems += summarize(rles_csv, missing, "image(s) without a row")
         problems += summarize(rles_csv, lost, "row(s) without an image", "restore the images")
     if cars is not None and "car" in samples:
         missing = set(samples["car"]) - set(cars["id"])
         problems += summarize(cars_csv, missing, "car(s) without a line", "add a line for each")
-    problems += [
-        Problem(str(path), "ignored: not an image file", "convert it to PNG or move it elsewhere")
-        for folder in (images, root / "test", masks)
-        for path in files_in(folder)
-        if path.suffix.lower() not in (MASK_SUFFIXES if folder == masks else IMAGE_SUFFIXES)
-        and not path.is_dir()
-    ]
+    kinds = {images: IMAGE_SUFFIXES, root / "test": IMAGE_SUFFIXES, masks: MASK_SUFFIXES}
+    for folder, suffixes in kinds.items():
+        for path in sorted({*files_in(folder)} - {*files_in(folder, suffixes)}):
+            problems.append(Problem(str(path), "ignored: no image file", "convert it to PNG"))
     seen = [one._replace(file=Path(one.file).relative_to(root).as_posix()) for one in problems]
     return pd.DataFrame(seen, columns=Problem._fields)
 

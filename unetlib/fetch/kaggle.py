@@ -18,8 +18,8 @@ SILENCE = 60  # seconds without a byte after which the server is given up
 RULES = f"accept the competition's rules at https://www.kaggle.com/c/{COMPETITION}/rules"
 TOKEN = "put a token of https://www.kaggle.com/settings into KAGGLE_API_TOKEN or the file "
 TOKEN += f"~/.kaggle/access_token, and {RULES}"
-AGAIN = "check network and disk, and start the same command again, which continues; or download "
-AGAIN += "the archives in a browser and use `python -m unetlib download --from FOLDER`"
+AGAIN = "check network and disk (KAGGLEHUB_CACHE names another), and start the same command again; "
+AGAIN += "or fetch the archives in a browser and use `python -m unetlib download --from FOLDER`"
 
 
 def download(
@@ -36,8 +36,7 @@ def download(
         target: the folder to fill; None: ``data/carvana`` in the repository.
         subset: if given, also write that many cars at 480x320 into ``<target>-<subset>-cars``.
         test: also fetch and unpack ``test.zip`` (100,064 photos, several GB).
-        source: a folder that holds the archives already; None: download them from Kaggle. Such a
-            folder may hold part of the cars: what was found is printed, not demanded.
+        source: a folder that holds the archives, perhaps of some of the cars; None: Kaggle.
 
     Returns:
         The folder for ``UNETLIB_DATA``: the target, or the subset's folder if one was asked for.
@@ -52,7 +51,7 @@ def download(
             unpack(archive, target)
     samples = find_samples(target).query("mask != ''")
     found = len(samples), samples["group"].nunique()
-    print("{}: {:,} photos with masks of {} cars".format(target, *found))
+    print(f"{target}: {found[0]} photos with masks of {found[1]} cars")
     if source is None and found != FULL_SET:
         folders = f"{target / 'train'} and {target / 'train_masks'}"
         raise DataError(f"{target} is incomplete: delete {folders}, and start again.")
@@ -70,8 +69,7 @@ def _fetch(name: str) -> Path:
     send = requests.Session.send
 
     def send_in_time(session, request, **options):
-        options["timeout"] = options.get("timeout") or SILENCE
-        return send(session, request, **options)
+        return send(session, request, **options | {"timeout": SILENCE})
 
     requests.Session.send = send_in_time  # kagglesdk sets no limit and would wait for ever
     try:
@@ -79,22 +77,17 @@ def _fetch(name: str) -> Path:
     except UnauthenticatedError:
         why, remedy = "no account on this computer", TOKEN
     except (DataCorruptionError, OSError) as error:  # requests' own are OSErrors
-        why = getattr(error, "strerror", None) or type(error).__name__
         status = getattr(getattr(error, "response", None), "status_code", "")
+        why = status or getattr(error, "strerror", None) or type(error).__name__
         remedy = {401: TOKEN, 403: RULES}.get(status, AGAIN)
-        where = kagglehub.config.get_cache_folder()
-        why = f"{status or why}; its place: {where}, or what KAGGLEHUB_CACHE names"
     finally:
         requests.Session.send = send
     raise DataError(f"Kaggle's {name} cannot be fetched ({why}): {remedy}.")
 
 
 def _find_archive(folder: Path, name: str) -> Path | None:
-    place = folder / name
-    if name == "train.zip" and not place.is_file():
-        place = folder / "train_hq.zip"
-    if place.is_file():
-        return place
-    if not name.endswith(".csv.zip"):
-        raise DataError(f"{folder / name} does not exist: copy the competition's archive there.")
-    return None
+    places = folder / name, folder / name.replace("train.zip", "train_hq.zip")
+    found = next((place for place in places if place.is_file()), None)
+    if found is None and not name.endswith(".csv.zip"):
+        raise DataError(f"{places[0]} does not exist: copy the competition's archive there.")
+    return found

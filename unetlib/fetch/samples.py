@@ -25,7 +25,6 @@ from unetlib.support.memory import recall, remembered
 
 # A row of the table, or None if the pair cannot be used; and what is to be said of it.
 Finding = tuple[carvana.Row | None, list[Problem]]
-Listed = tuple[list[Pair], list[Problem], bool]  # see carvana.list_pairs
 
 VERSION = 3  # raise it when inspect finds other things: what is remembered is forgotten
 
@@ -67,7 +66,12 @@ def find_samples(
         raise ValueError(f"mask_value={mask_value!r} is no number: give a value that masks have.")
     if images is None:
         root = Path(root if root is not None else config.data_dir())
-    listed = list_folder(root) if images is None else _list_own(images, masks)
+        listed = list_folder(root)
+    else:
+        labels = {} if masks is None else dict.fromkeys(_files_of(masks, MASK_SUFFIXES))
+        photos = [path for path in _files_of(images, IMAGE_SUFFIXES) if path not in labels]
+        pairs = [(path, None) for path in photos], []
+        listed = *(pairs if masks is None else carvana.pair_up(photos, list(labels))), False
     places = [one and os.path.abspath(one) for one in (root, images, masks)]
     name = hashlib.sha256(repr((places, mask_value)).encode()).hexdigest()[:12]
     with remembered(f"samples-{VERSION}-{name}") as known:
@@ -79,46 +83,34 @@ def find_samples(
     return samples if mask_value is None else samples.assign(mask_value=mask_value)
 
 
-def list_folder(root: Path) -> Listed:
+def list_folder(root: Path) -> tuple[list[Pair], list[Problem], bool]:
     """``carvana.list_pairs``, archives that were not unpacked, and a folder without images."""
-    pairs, problems, cars = carvana.list_pairs(root)
-    for name in ("train", "train_masks", "train_masks.csv", "metadata.csv"):
+    (pairs, problems, cars), here = carvana.list_pairs(root), files_in(root)
+    for name in ("metadata.csv", "train_masks.csv", "train_masks", "train"):
         archive = root / f"{name}.zip"
-        if archive.is_file() and not (root / name).exists():
+        if archive in here and root / name not in here:
             remedy = f'run `python -m zipfile -e "{archive}" "{root}"`'
             problems.insert(0, Problem(str(archive), "not unpacked", remedy))
     if not pairs and not problems:
         what = "no images here that you may see" if os.path.isdir(root) else "no such folder"
-        near = [
-            one for one in (root.parent, *files_in(root)) if all(map(files_in, folders_in(one)))
-        ]
-        right = near[0] if near else "a folder with train/ and train_masks/, or images/ and masks/"
+        near = [one for one in (root.parent, *here) if all(map(files_in, folders_in(one)))]
+        right = near[0] if near else "photos in train/ or images/, masks in train_masks/ or masks/"
         problems = [Problem(str(root), what, f"point UNETLIB_DATA at {right}")]
     return pairs, problems, cars
-
-
-def _list_own(images: str | Path, masks: str | Path | None) -> Listed:
-    """Like ``list_folder``, of a folder or pattern of images and one of masks."""
-    if masks is None:
-        return [(path, None) for path in _files_of(images, IMAGE_SUFFIXES)], [], False
-    labels = dict.fromkeys(_files_of(masks, MASK_SUFFIXES))
-    photos = [path for path in _files_of(images, IMAGE_SUFFIXES) if path not in labels]
-    return *carvana.pair_up(photos, list(labels)), False
 
 
 def _files_of(place: str | Path, suffixes: tuple[str, ...]) -> list[Path]:
     """The pictures in a folder, or all visible files that a pattern describes, sorted."""
     place = Path(place).expanduser()
-    found = [Path(path) for path in glob.glob(str(place), recursive=True)]
-    files = sorted((one for one in found if not one.is_dir()), key=lambda one: (one.stem, one))
-    files = files_in(place, suffixes) if place.is_dir() else files
+    files = [Path(path) for path in glob.glob(str(place), recursive=True) if os.path.isfile(path)]
+    files = files_in(place, suffixes) or sorted(files, key=lambda one: (one.stem, one))
     if not files:
         remedy = "give a folder, or a pattern such as photos/*.png"
         raise DataError(Problem(str(place), "no pictures here", remedy))
     return files
 
 
-def collect(listed: Listed, look: Callable[[Pair], Finding], group=None) -> pd.DataFrame:
+def collect(listed: tuple, look: Callable[[Pair], Finding], group=None) -> pd.DataFrame:
     """The table of ``find_samples``, perhaps empty; ``look`` is ``inspect`` or does more."""
     (pairs, problems, cars), rows = listed, {}
     with ThreadPoolExecutor() as pool:  # Pillow decodes outside of the interpreter lock

@@ -23,20 +23,17 @@ def write_subset(
 ) -> Path:
     """Write a downsampled part of a data set in the same layout, into the folder it returns.
 
-    Photos are reduced by area averaging; a mask pixel is car if at least half of its area was.
-    ``train_masks.csv`` is encoded again from the reduced masks. A quarter as many test cars come
-    along if the source has ``test/``. The source is only read.
+    Photos are reduced by area averaging; a mask pixel is car if at least half of its area was, and
+    so is ``train_masks.csv``. A quarter as many test cars come along if there is a ``test/``.
 
     Args:
-        source: a folder in Carvana's layout.
+        source: a folder in Carvana's layout; it is only read.
         target: a new or empty folder; it appears when everything is written, not before.
-        cars: how many cars with masks, drawn at random.
+        cars: how many cars with masks, drawn at random by the seed.
         size: ``(height, width)`` in pixels of every picture.
-        seed: which cars; the same seed draws the same ones.
 
     Raises:
-        DataError: too few cars in the source, a damaged photo, or a target that is not empty or
-            inside the source.
+        DataError: too few cars, a damaged photo, or a target that is in use or in the source.
         ValueError: see ``pictures.sides``.
     """
     height, width = sides(size)
@@ -45,12 +42,11 @@ def write_subset(
     if taken or target == Path.cwd() or target.is_relative_to(source.resolve()):
         raise DataError(f"{target} is not empty, in use or inside the source: name a new folder.")
     samples = find_samples(source)
-    if "car" not in samples:
-        raise DataError(f"{source} has no cars: name its photos as in 0123456789ab_01.jpg.")
     has_mask = samples["mask"] != ""
-    most = samples.loc[has_mask, "car"].nunique()
+    most = samples.loc[has_mask, "car"].nunique() if "car" in samples else 0
     if not 1 <= cars <= most:
-        raise DataError(f"{source} has {most} cars with masks: ask for 1 to {most}, not {cars}.")
+        what = "cars with masks, named as 0123456789ab_01.jpg"
+        raise DataError(f"{source} has {most} {what}: ask for 1 or more of them, not {cars}.")
     chosen = []
     for rows, count in ((samples[has_mask], cars), (samples[~has_mask], cars // 4)):
         names = np.array(sorted(rows["car"].unique()), dtype=object)
@@ -75,10 +71,9 @@ def write_subset(
                 rles.append((photo.name, rle_encode(mask)))
         table = pd.DataFrame(rles, columns=["img", "rle_mask"])
         table.to_csv(folder / "train_masks.csv", index=False)
-        metadata = read_metadata(source)
-        if metadata is not None:
-            metadata = metadata[metadata["id"].isin(rows["car"])]
-            metadata.to_csv(folder / "metadata.csv", index=False)
+        if (metadata := read_metadata(source)) is not None:
+            cars_csv = folder / "metadata.csv"
+            metadata[metadata["id"].isin(rows["car"])].to_csv(cars_csv, index=False)
         if target.exists():
             target.rmdir()
         folder.replace(target)

@@ -1,7 +1,6 @@
 """A data set's two csv files, both optional, -> tables: ``train_masks.csv``, ``metadata.csv``."""
 
 import csv
-import os
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -41,8 +40,7 @@ def read_rles(root: str | Path | None = None) -> pd.Series | None:
 
 
 def _read(root: str | Path | None, name: str, *columns: str) -> pd.DataFrame | None:
-    root = Path(root if root is not None else config.data_dir())
-    table, problems = read_table(root / name, *columns)
+    table, problems = read_table(Path(root or config.data_dir()) / name, *columns)
     if table is None and problems:
         raise DataError(problems[0])
     if table is None:
@@ -59,8 +57,6 @@ def read_table(path: Path, *columns: str) -> tuple[pd.DataFrame | None, list[Pro
         what was left out; no table if there is no such file, which is no problem, or if it is not a
         csv file with these columns.
     """
-    if not os.path.isfile(path):
-        return None, []
     csv.field_size_limit(2**31 - 1)  # the code of a large mask exceeds the usual limit
     try:
         # Not by pandas, which would fill up short rows and make an index of long ones.
@@ -68,6 +64,8 @@ def read_table(path: Path, *columns: str) -> tuple[pd.DataFrame | None, list[Pro
             header, *rows = filter(None, csv.reader(file))
         if not set(columns) <= set(header):
             raise ValueError("a column is missing")
+    except (FileNotFoundError, NotADirectoryError):
+        return None, []
     except (OSError, ValueError, csv.Error):
         problem = f"not a csv file with the column(s) {', '.join(columns)}"
         return None, [Problem(str(path), problem, "download it again or delete it")]
@@ -85,5 +83,5 @@ def read_table(path: Path, *columns: str) -> tuple[pd.DataFrame | None, list[Pro
 def summarize(path: Path, names: Iterable[str], what: str, remedy=RECREATE) -> list[Problem]:
     """One problem that counts these names and shows the first three; none if there are none."""
     names = sorted(names)
-    shown = ", ".join(names[:3]) + (" ..." if len(names) > 3 else "")
+    shown = ", ".join(names[:3]) + " ..." * (len(names) > 3)
     return [Problem(str(path), f"{len(names)} {what}: {shown}", remedy)] if names else []

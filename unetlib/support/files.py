@@ -5,7 +5,7 @@ import sys
 import time
 import uuid
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from filelock import FileLock, Timeout
@@ -25,14 +25,12 @@ def whole_file(path: str | Path) -> Iterator[Path]:
         yield part
         with open(part, "rb+") as file:
             os.fsync(file.fileno())
-        for wait in (0.1, 0.5, 2, None) if sys.platform == "win32" else (None,):
-            try:
+        for wait in (0.1, 0.5, 2) if sys.platform == "win32" else ():
+            with suppress(PermissionError):  # while another program reads the old file
                 os.replace(part, path)
-                break
-            except PermissionError:  # Windows, while another program reads the old file
-                if wait is None:
-                    raise
-                time.sleep(wait)
+                return
+            time.sleep(wait)
+        os.replace(part, path)
     finally:
         part.unlink(missing_ok=True)
 
