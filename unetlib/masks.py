@@ -74,13 +74,10 @@ def to_binary(mask: np.ndarray) -> np.ndarray:
 
 
 def rle_encode(mask: np.ndarray) -> str:
-    """Write a mask as Carvana's run-length code.
+    """Write a mask ``(H, W)``, boolean or 0/1, as Carvana's run-length code.
 
     Pixels count from 1, row by row, left to right and then down; the code is
     "start length start length ...", "" for an empty mask.
-
-    Args:
-        mask: ``(H, W)``, boolean or 0/1.
 
     Raises:
         DataError: as ``to_binary``.

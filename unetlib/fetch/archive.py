@@ -14,8 +14,8 @@ MAX_RATIO = 100  # tables shrink about four-fold in a zip, a zip bomb a thousand
 def unpack(archive: str | Path, target: str | Path) -> None:
     """Unpack a zip archive into a folder.
 
-    Files that are there with the same size are kept, others are replaced, each when it is complete:
-    an interrupted call leaves no half file, and the next one continues.
+    Files of the right size are kept, others are replaced, each when it is complete: an interrupted
+    call leaves no half file, and the next one continues.
 
     Raises:
         DataError: it is damaged, or too large: for the disk, or more than 100 times when unpacked.

@@ -16,8 +16,7 @@ from unetlib.pictures import DataError, Problem
 def check(root: str | Path | None = None) -> pd.DataFrame:
     """Find all that is wrong with a data set at once: decode every file, compare the csv files.
 
-    Nothing is changed or remembered. ``find_samples`` is faster: it trusts the inside of photos and
-    reads no csv file.
+    ``find_samples`` is faster: it trusts the inside of photos and reads no csv file.
 
     Args:
         root: a folder in a layout that ``carvana`` names; None: ``config.data_dir()``.

@@ -1,7 +1,4 @@
-"""Kaggle, or a folder of archives, -> a data folder in Carvana's layout.
-
-The competition's files may not be passed on: everybody fetches them with their own account.
-"""
+"""Kaggle (everybody needs an own account), or a folder of its archives, -> a data folder."""
 
 from pathlib import Path
 
@@ -15,9 +12,9 @@ COMPETITION = "carvana-image-masking-challenge"
 ARCHIVES = ("train.zip", "train_masks.zip", "train_masks.csv.zip", "metadata.csv.zip")
 FULL_SET = (5088, 318)  # photos with masks, cars
 SILENCE = 60  # seconds without a byte after which the server is given up
-RULES = f"accept the competition's rules at https://www.kaggle.com/c/{COMPETITION}/rules"
 TOKEN = "put a token of https://www.kaggle.com/settings into KAGGLE_API_TOKEN or the file "
-TOKEN += f"~/.kaggle/access_token, and {RULES}"
+TOKEN += "~/.kaggle/access_token, and accept the competition's rules at "
+TOKEN += f"https://www.kaggle.com/c/{COMPETITION}/rules"
 AGAIN = "check network and disk (KAGGLEHUB_CACHE names another), and start the same command again; "
 AGAIN += "or fetch the archives in a browser and use `python -m unetlib download --from FOLDER`"
 
@@ -74,15 +71,13 @@ def _fetch(name: str) -> Path:
     requests.Session.send = send_in_time  # kagglesdk sets no limit and would wait for ever
     try:
         return Path(kagglehub.competition_download(COMPETITION, path=name))
-    except UnauthenticatedError:
-        why, remedy = "no account on this computer", TOKEN
-    except (DataCorruptionError, OSError) as error:  # requests' own are OSErrors
+    except (UnauthenticatedError, DataCorruptionError, OSError) as error:  # requests' are OSErrors
         status = getattr(getattr(error, "response", None), "status_code", "")
         why = status or getattr(error, "strerror", None) or type(error).__name__
-        remedy = {401: TOKEN, 403: RULES}.get(status, AGAIN)
+        remedy = TOKEN if status in (401, 403) or isinstance(error, UnauthenticatedError) else AGAIN
+        raise DataError(f"Kaggle's {name} cannot be fetched ({why}): {remedy}.") from None
     finally:
         requests.Session.send = send
-    raise DataError(f"Kaggle's {name} cannot be fetched ({why}): {remedy}.")
 
 
 def _find_archive(folder: Path, name: str) -> Path | None:

@@ -40,8 +40,8 @@ def find_samples(
     """List a data set's images with their masks, one row each.
 
     Every mask must be two-valued and of its image's size. A file that cannot be used is left out
-    and named in a warning, a doubtful one is kept and named. Usable pairs are remembered in the
-    cache folder, so that the next call opens only what has changed. ``check`` looks more closely.
+    and named in a warning, a doubtful one is kept and named; ``check`` looks more closely. Usable
+    pairs are remembered in the cache folder: the next call opens only what has changed.
 
     Args:
         root: a folder in a layout that ``carvana`` names; None: ``config.data_dir()``.
@@ -52,9 +52,8 @@ def find_samples(
         mask_value: which value of a mask is the object, see ``load_mask``.
 
     Returns:
-        A table, see ``carvana.sample_table``, sorted by id, images with masks before those
-        without; with ``mask_value`` also that as a column. ``table.attrs["problems"]`` lists what
-        was found, as ``(file, problem, remedy)``.
+        A table, see ``carvana.sample_table``, sorted by id, images with masks first; also a column
+        ``mask_value`` if given. ``attrs["problems"]`` lists ``(file, problem, remedy)``.
 
     Raises:
         DataError: there is no usable image.
@@ -76,10 +75,9 @@ def find_samples(
     name = hashlib.sha256(repr((places, mask_value)).encode()).hexdigest()[:12]
     with remembered(f"samples-{VERSION}-{name}") as known:
         samples = collect(listed, partial(_inspect_once, known=known, mask_value=mask_value), group)
-    problems = samples.attrs["problems"]
     if samples.empty:
-        raise DataError(f"No usable image: {problems[0]}")
-    warn_of("left out, unless marked as kept", problems)
+        raise DataError(f"No usable image: {samples.attrs['problems'][0]}")
+    warn_of("left out, unless marked as kept", samples.attrs["problems"])
     return samples if mask_value is None else samples.assign(mask_value=mask_value)
 
 
@@ -114,7 +112,6 @@ def collect(listed: tuple, look: Callable[[Pair], Finding], group=None) -> pd.Da
     """The table of ``find_samples``, perhaps empty; ``look`` is ``inspect`` or does more."""
     (pairs, problems, cars), rows = listed, {}
     with ThreadPoolExecutor() as pool:  # Pillow decodes outside of the interpreter lock
-        # No bar where it would be gone at once.
         for row, found in tqdm(pool.map(look, pairs), "checking images", len(pairs), delay=1):
             problems += found
             if row and rows.setdefault(row[0], row) is not row:

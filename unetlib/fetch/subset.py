@@ -56,8 +56,7 @@ def write_subset(
     target.parent.mkdir(parents=True, exist_ok=True)
     with TemporaryDirectory(prefix=f".{target.name}-", dir=target.parent) as temporary:
         folder = Path(temporary) / target.name
-        for name in ("train", "train_masks"):
-            (folder / name).mkdir(parents=True)
+        (folder / "train_masks").mkdir(parents=True)
         rles = []
         for row in tqdm(rows.itertuples(), "writing", len(rows)):
             photo = folder / ("train" if row.mask else "test") / f"{row.id}.jpg"

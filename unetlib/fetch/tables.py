@@ -16,8 +16,8 @@ RECREATE = "write the file again or download it again"
 def read_metadata(root: str | Path | None = None) -> pd.DataFrame | None:
     """Read ``metadata.csv`` (id, year, make, model, trim1, trim2; id is the car).
 
-    Returns None, and says so in one line, when the data set has none. All but the year is text.
-    Malformed rows and second rows of a car are left out with a warning. Join it to the samples with
+    None, and one line, if there is none. All but the year is text. Malformed rows and second rows
+    of a car are left out with a warning. Join it to the samples with
     ``samples.merge(metadata, left_on="car", right_on="id", suffixes=("", "_car"))``.
 
     Raises:
@@ -50,12 +50,10 @@ def _read(root: str | Path | None, name: str, *columns: str) -> pd.DataFrame | N
 
 
 def read_table(path: Path, *columns: str) -> tuple[pd.DataFrame | None, list[Problem]]:
-    """Read the well-formed rows of a csv file as text.
+    """Read the well-formed rows of a csv file as text, and what was left out.
 
-    Returns:
-        The table with a unique ``id`` (the first of ``columns`` without an image's suffix), and
-        what was left out; no table if there is no such file, which is no problem, or if it is not a
-        csv file with these columns.
+    The table has a unique ``id`` (the first of ``columns`` without an image's suffix). None: there
+    is no such file, which is no problem, or it is not a csv file with these columns.
     """
     csv.field_size_limit(2**31 - 1)  # the code of a large mask exceeds the usual limit
     try:

@@ -20,8 +20,7 @@ def decode_once(
 ) -> np.ndarray:
     """``dataset.decode`` that reads a pair of files only the first time it meets their content.
 
-    Splits share what they have in common. A damaged file is written again; where nothing can be
-    written, one warning says so.
+    Splits share what they have in common; where nothing can be written, one warning says so.
 
     Returns:
         uint8 ``(N, 2, H, W)``, or ``(N, 4, H, W)`` if ``colour``, in memory.

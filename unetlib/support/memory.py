@@ -23,8 +23,8 @@ DECODED = "decoded-"  # how the folders of decoded images begin, see support.cac
 def remembered(name: str) -> Iterator[dict]:
     """A dict of plain values that the next call with the same name finds again.
 
-    Lost or damaged, it starts empty; where nothing can be written, nothing is kept. Of two programs
-    that write at once, one wins, whole.
+    Lost or damaged, it starts empty; where nothing can be written, nothing is kept; of two programs
+    that write at once, one wins.
     """
     path, before = None, {}
     with suppress(OSError, ValueError):
@@ -38,11 +38,7 @@ def remembered(name: str) -> Iterator[dict]:
 
 
 def recall(known: dict, key: str, paths: Iterable[str | Path | None], find: Callable):
-    """What ``find()`` gives; what is known of these files until one of them changes.
-
-    Raises:
-        OSError: a file is gone.
-    """
+    """What ``find()`` gives, asked again only when a file has changed; OSError if one is gone."""
     marks = [stamp(path) for path in paths]
     if known.get(key, [None])[0] != marks:
         settled = all(map(is_settled, marks))  # asked before reading, which takes time
@@ -54,11 +50,7 @@ def recall(known: dict, key: str, paths: Iterable[str | Path | None], find: Call
 
 
 def stamp(path: str | Path | None) -> list[int]:
-    """What changes with a file's content: its times (copying can keep the first), size and node.
-
-    Raises:
-        OSError: no such file.
-    """
+    """What changes with a file's content: its times (copying can keep the first), size and node."""
     if not path:
         return [0, 0]
     status = os.stat(path)
@@ -90,11 +82,7 @@ def file_hashes(paths: Iterable[str]) -> list[str]:
 
 
 def pair_hashes(samples: pd.DataFrame) -> list[str]:
-    """64 hex digits for each row: the content of its image and mask, and its mask value.
-
-    Raises:
-        DataError: a file is gone or may not be read.
-    """
+    """64 hex digits for each row, of its image, mask and mask value; raises as ``file_hashes``."""
     hashes, rows = file_hashes([*samples["image"], *samples["mask"].fillna("")]), len(samples)
     values = samples.reindex(columns=["mask_value"])["mask_value"].astype(float)  # nan: none
     keys = zip(hashes[:rows], hashes[rows:], values, strict=True)
@@ -110,9 +98,8 @@ def fingerprint(samples: pd.DataFrame) -> str:
 
 def clear_cache() -> None:
     """Delete decoded images and what is known of files; what is needed again is found again."""
-    cache = folders.cache_dir()
-    for folder in cache.glob(f"{DECODED}*"):
-        shutil.rmtree(folder, ignore_errors=True)
-    for path in (*cache.glob("samples-*.json"), cache / "hashes.json"):
-        with suppress(OSError):
-            path.unlink()
+    for path in folders.cache_dir().iterdir():
+        if path.name.startswith(DECODED):
+            shutil.rmtree(path, ignore_errors=True)
+        elif path.name.startswith(("samples-", "hashes")):
+            path.unlink(missing_ok=True)

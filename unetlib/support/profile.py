@@ -8,7 +8,7 @@ from unetlib.pictures import sides
 
 @dataclass(frozen=True)
 class Profile:
-    """How much of the course runs: everything, what a laptop can bear, or a smoke test.
+    """One of ``PROFILES``.
 
     Attributes:
         train_angles: the turntable angles (1..16) whose training images are used.
