@@ -27,10 +27,8 @@ def check(root: str | Path | None = None) -> pd.DataFrame:
     """
     root = Path(root if root is not None else config.data_dir())
     rles_csv, cars_csv = root / "train_masks.csv", root / "metadata.csv"
-    (rles, problems), (cars, found) = (
-        read_table(rles_csv, "img", "rle_mask"),
-        read_table(cars_csv, "id"),
-    )
+    rles, problems = read_table(rles_csv, "img", "rle_mask")
+    cars, found = read_table(cars_csv, "id")
     codes = {} if rles is None else rles.set_index("id")["rle_mask"]
     samples = collect(list_folder(root), partial(_inspect_whole, codes=codes))
     problems += found + samples.attrs["problems"]

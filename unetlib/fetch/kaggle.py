@@ -50,8 +50,7 @@ def download(
     found = len(samples), samples["group"].nunique()
     print(f"{target}: {found[0]} photos with masks of {found[1]} cars")
     if source is None and found != FULL_SET:
-        folders = f"{target / 'train'} and {target / 'train_masks'}"
-        raise DataError(f"{target} is incomplete: delete {folders}, and start again.")
+        raise DataError(f"{target / 'train_masks'} or train lacks files: delete both, start again.")
     if subset is None:
         return target
     return write_subset(target, target.with_name(f"{target.name}-{subset}-cars"), subset)

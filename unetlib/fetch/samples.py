@@ -123,11 +123,8 @@ def collect(listed: tuple, look: Callable[[Pair], Finding], group=None) -> pd.Da
 
 def _inspect_once(pair: Pair, known: dict, mask_value: float | None) -> Finding:
     """``inspect``, unless the pair is known to be usable and neither file has changed since."""
-    look, key = partial(inspect, pair, mask_value), f"{pair[0]} {pair[1]}"
-    try:
-        row, doubts = recall(known, key, pair, look)
-    except OSError:
-        return look()  # which says why
+    key = f"{pair[0]} {pair[1]}"
+    row, doubts = recall(known, key, pair, partial(inspect, pair, mask_value))
     if row is None:  # looked at each time: the reason may lie outside of the files
         known.pop(key, None)
     return row, [Problem(*doubt) for doubt in doubts]
@@ -135,8 +132,7 @@ def _inspect_once(pair: Pair, known: dict, mask_value: float | None) -> Finding:
 
 def inspect(pair: Pair, mask_value: float | None = None, whole: bool = False) -> Finding:
     """Look into a mask and an image, which is decoded if ``whole`` or if it lacks its end mark."""
-    image, mask = pair
-    size, problems, doubts = None, [], []
+    (image, mask), size, problems, doubts = pair, None, [], []
     try:
         with Image.open(image) as opened:
             if whole or not _ends_well(image):
@@ -155,8 +151,7 @@ def inspect(pair: Pair, mask_value: float | None = None, whole: bool = False) ->
     except DataError as error:
         return None, [*problems, error.problem]
     if mask and size and size != pixels.shape:
-        sides = *pixels.shape[::-1], *size[::-1]
-        problem = "mask of {}x{} pixels for an image of {}x{}".format(*sides)
+        problem = "mask of {3}x{2} pixels for an image of {1}x{0}".format(*size, *pixels.shape)
         problems.append(Problem(str(mask), problem, "draw it again over the upright image"))
     elif mask and pixels.all() == pixels.any():
         doubt = f"kept, but all {'white: only' if pixels.all() else 'black: no'} object"
@@ -168,14 +163,12 @@ def _ends_well(path: Path) -> bool:
     """Whether a JPEG or PNG file has its end mark, which a file that was cut off lacks."""
     with path.open("rb") as file:
         file.seek(-min(64, path.stat().st_size), 2)
-        end = file.read()
-    return b"\xff\xd9" in end or b"IEND" in end
+        return b"\xff\xd9" in (end := file.read()) or b"IEND" in end
 
 
 def warn_of(title: str, problems: list[Problem], stacklevel: int = 3) -> None:
     """One warning that names each file with its problem and remedy, on behalf of the caller."""
-    lines = [str(problem) for problem in problems[:10]]
-    if len(problems) > 10:
-        lines.append(f"and {len(problems) - 10} more; `python -m unetlib check` lists them all.")
+    lines, more = [str(problem) for problem in problems[:10]], len(problems) - 10
+    lines += [f"and {more} more; `python -m unetlib check` lists them all."] * (more > 0)
     if lines:
         warnings.warn(f"{title}: " + "\n  ".join(lines), stacklevel=stacklevel)

@@ -36,8 +36,7 @@ def write_subset(
         DataError: too few cars, a damaged photo, or a target that is in use or in the source.
         ValueError: see ``pictures.sides``.
     """
-    height, width = sides(size)
-    source, target = Path(source), Path(target).resolve()
+    (height, width), source, target = sides(size), Path(source), Path(target).resolve()
     taken = target.exists() and (not target.is_dir() or any(target.iterdir()))
     if taken or target == Path.cwd() or target.is_relative_to(source.resolve()):
         raise DataError(f"{target} is not empty, in use or inside the source: name a new folder.")

@@ -38,7 +38,7 @@ def remembered(name: str) -> Iterator[dict]:
 
 
 def recall(known: dict, key: str, paths: Iterable[str | Path | None], find: Callable):
-    """What ``find()`` gives, asked again only when a file has changed; OSError if one is gone."""
+    """What ``find()`` gives, asked again only when a file has changed."""
     marks = [stamp(path) for path in paths]
     if known.get(key, [None])[0] != marks:
         settled = all(map(is_settled, marks))  # asked before reading, which takes time
@@ -53,7 +53,10 @@ def stamp(path: str | Path | None) -> list[int]:
     """What changes with a file's content: its times (copying can keep the first), size and node."""
     if not path:
         return [0, 0]
-    status = os.stat(path)
+    try:
+        status = os.stat(path)
+    except OSError:  # whoever opens the file will say why
+        return [time.time_ns()] * 2
     return [status.st_mtime_ns, status.st_ctime_ns, status.st_size, status.st_ino]
 
 

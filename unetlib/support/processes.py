@@ -24,8 +24,8 @@ BASE_BATCH, FEWEST_STEPS = 16, 20
 def start_accelerator(timeout: timedelta = timedelta(hours=1)) -> Accelerator:
     """The devices and processes there are, CUDA before MPS before CPU.
 
-    The recipe decides on precision, so Accelerate's own is switched off. Several processes use
-    CUDA or the CPU; they wait for each other up to ``timeout``: decoding a large set takes a while.
+    The recipe decides on precision, not Accelerate. Several processes use CUDA or the CPU and wait
+    for each other up to ``timeout``: decoding a large set takes a while.
     """
     device, handlers = pick_device().type, []
     on_cpu = device == "cpu"

@@ -69,11 +69,7 @@ PROFILES = {
 
 
 def profile() -> Profile:
-    """The profile named by ``UNETLIB_PROFILE``; ``laptop`` when unset.
-
-    Raises:
-        ValueError: the name is not one of ``PROFILES``.
-    """
+    """The profile named by ``UNETLIB_PROFILE`` (ValueError: unknown); ``laptop`` when unset."""
     name = os.environ.get("UNETLIB_PROFILE", "").strip() or "laptop"
     if name not in PROFILES:
         raise ValueError(f"UNETLIB_PROFILE={name} is unknown: use one of {', '.join(PROFILES)}.")
