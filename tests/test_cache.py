@@ -72,7 +72,7 @@ def test_only_pairs_that_are_new_are_decoded(tables, decodes):
 def test_another_size_is_kept_beside_it(tables, decodes):
     decodes(tables[1])
     assert decodes(tables[1], 16)[0].shape == (4, 2, 16, 16)
-    assert {path.parent.name for path in files()} == {"decoded-5-2x32x32", "decoded-5-2x16x16"}
+    assert {path.parent.name for path in files()} == {"decoded-6-2x32x32", "decoded-6-2x16x16"}
     assert decodes(tables[1])[1] == 0
 
 
@@ -115,7 +115,7 @@ def test_a_damaged_file_is_silently_decoded_again(tables, decodes, recwarn, dama
 
 @pytest.mark.fault("the cache folder cannot be written", "a warning; the images are used")
 def test_where_nothing_can_be_kept_one_warning_says_so(tables):
-    (cache_dir() / f"decoded-5-2x{SIZE}x{SIZE}").write_text("a file in the place of the folder")
+    (cache_dir() / f"decoded-6-2x{SIZE}x{SIZE}").write_text("a file in the place of the folder")
     with pytest.warns(UserWarning, match="UNETLIB_HOME") as caught:
         decoded = decode_once(tables[1], SIZE)
     assert len(caught) == 1

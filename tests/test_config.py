@@ -11,7 +11,8 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 from nbclient import NotebookClient
 
-from unetlib import Recipe, cache_dir, config, models_dir, runs_dir
+from unetlib import Recipe, cache_dir, config, models_dir, profile, runs_dir
+from unetlib.support.profile import PROFILES
 
 # ---------------------------------------------------------------------------------------- folders
 
@@ -20,7 +21,7 @@ def test_unset_variables_mean_the_embedded_set_and_the_laptop_profile(monkeypatc
     monkeypatch.delenv("UNETLIB_DATA")
     if (config.REPOSITORY / "data" / "sample").is_dir():
         assert config.data_dir() == config.REPOSITORY / "data" / "sample"
-    assert config.profile().name == "laptop"
+    assert profile().name == "laptop"
 
 
 @pytest.mark.fault("UNETLIB_DATA names no folder", "said, with the remedy")
@@ -105,13 +106,13 @@ def test_folders_for_results_are_created(folder):
 
 # --------------------------------------------------------------------------------------- profiles
 
-CI = config.PROFILES["ci"]
+CI = PROFILES["ci"]
 
 
 def test_an_unknown_profile_is_named_with_the_known_ones(monkeypatch):
     monkeypatch.setenv("UNETLIB_PROFILE", "fast")
     with pytest.raises(ValueError, match=r"UNETLIB_PROFILE=fast .* ci, laptop, full"):
-        config.profile()
+        profile()
 
 
 @pytest.mark.parametrize(
@@ -120,7 +121,7 @@ def test_an_unknown_profile_is_named_with_the_known_ones(monkeypatch):
 )
 def test_a_profile_thins_the_training_angles(monkeypatch, name, angles):
     monkeypatch.setenv("UNETLIB_PROFILE", name)
-    thin = config.profile().thin(pd.DataFrame(dict(angle=range(1, 17))))
+    thin = profile().thin(pd.DataFrame(dict(angle=range(1, 17))))
     assert list(thin["angle"]) == angles
     assert list(thin.index) == list(range(len(angles)))
 
@@ -128,20 +129,20 @@ def test_a_profile_thins_the_training_angles(monkeypatch, name, angles):
 @pytest.mark.fault("angles beyond 16", "count on from 1; the full profile uses every picture")
 def test_angles_beyond_16_are_thinned_alike():
     table = pd.DataFrame(dict(angle=range(17, 33)))
-    assert list(config.PROFILES["laptop"].thin(table)["angle"]) == list(range(17, 33, 2))
-    assert len(config.PROFILES["full"].thin(table)) == 16
+    assert list(PROFILES["laptop"].thin(table)["angle"]) == list(range(17, 33, 2))
+    assert len(PROFILES["full"].thin(table)) == 16
 
 
 @pytest.mark.fault("no picture has an angle that the profile uses", "all are used")
 def test_thinning_leaves_something():
     table = pd.DataFrame(dict(angle=[2, 4, 2]))
-    assert list(config.PROFILES["laptop"].thin(table)["angle"]) == [2, 4, 2]
+    assert list(PROFILES["laptop"].thin(table)["angle"]) == [2, 4, 2]
 
 
 @pytest.mark.parametrize("name", ["laptop", "full"])
 @pytest.mark.parametrize("recipe", [Recipe(), Recipe(widths=(16, 32), size=512, epochs=40)])
 def test_laptop_and_full_leave_a_recipe_as_it_is(name, recipe):
-    assert config.PROFILES[name].scale(recipe) == recipe
+    assert PROFILES[name].scale(recipe) == recipe
 
 
 def test_ci_reduces_the_baseline():
@@ -206,9 +207,9 @@ def test_ci_keeps_any_recipe_valid_and_within_its_limits(recipe):
     assert (scaled.half_size_epochs > 0) == (recipe.half_size_epochs > 0)
 
 
-@pytest.mark.parametrize("name", config.PROFILES)
+@pytest.mark.parametrize("name", PROFILES)
 def test_a_profile_says_its_name(name):
-    assert str(config.PROFILES[name]).startswith(f"profile: {name} (")
+    assert str(PROFILES[name]).startswith(f"profile: {name} (")
 
 
 def test_a_profile_cannot_be_changed():

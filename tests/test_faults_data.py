@@ -170,43 +170,45 @@ PAGE = "<!DOCTYPE html><html><body>Error 403</body></html>"
             MASK.replace("gif", "png"),
             "mask_value",
         ),
-        fault("mask cut off", LEFT_OUT, lambda root: cut_off(root / MASK), MASK, "cut off"),
+        fault("mask cut off", LEFT_OUT, lambda root: cut_off(root / MASK), MASK, "cannot be read"),
         fault("two masks of one image", "the second is named", second_mask, MASK, "second"),
-        fault("JPEG cut off", LEFT_OUT, lambda root: cut_off(root / PHOTO), PHOTO, "cut off"),
+        fault(
+            "JPEG cut off", LEFT_OUT, lambda root: cut_off(root / PHOTO), PHOTO, "cannot be read"
+        ),
         fault(
             "JPEG of the right length whose end is zeros",
             LEFT_OUT,
             lambda root: zero_tail(root / PHOTO),
             PHOTO,
-            "damaged",
+            "cannot be read",
         ),
         fault(
             "PNG photo cut off",
             LEFT_OUT,
             lambda root: cut_off(photo_as_png(root)),
             PHOTO.replace("jpg", "png"),
-            "cut off",
+            "cannot be read",
         ),
         fault(
             "photo of zero bytes",
             LEFT_OUT,
             lambda root: (root / PHOTO).write_bytes(b""),
             PHOTO,
-            "empty",
+            "cannot be read",
         ),
         fault(
             "text named .jpg",
             LEFT_OUT,
             lambda root: (root / PHOTO).write_text("a list of cars"),
             PHOTO,
-            "no picture",
+            "cannot be read",
         ),
         fault(
             "HTML error page named .jpg",
             LEFT_OUT,
             lambda root: (root / PHOTO).write_text(PAGE),
             PHOTO,
-            "web page",
+            "cannot be read",
         ),
         fault(
             "photo of 20,000x20,000 pixels (decompression bomb)",
@@ -222,7 +224,7 @@ PAGE = "<!DOCTYPE html><html><body>Error 403</body></html>"
             MASK,
             "60x40 pixels for an image of 40x60",
         ),
-        fault("link to a file that is gone", LEFT_OUT, link_to_nowhere, PHOTO, "links to"),
+        fault("link to a file that is gone", LEFT_OUT, link_to_nowhere, PHOTO, "cannot be read"),
         fault("folder named .jpg", LEFT_OUT, folder_as_photo, PHOTO, "Is a directory"),
         fault(
             "photo not named <car>_<angle>",
@@ -534,7 +536,7 @@ FOUND = "the right folder is found and suggested"
             all_packed,
             'python -m zipfile -e "{root}/train.zip" "{root}"',
         ),
-        fault("train.zip unpacked into train/", SAID, nested, "{root}/train/train: "),
+        fault("train.zip unpacked into train/", SAID, nested, "{}: no images"),
     ],
 )
 def test_a_wrong_folder_is_one_sentence_with_a_remedy(root, point, named, capsys):

@@ -312,7 +312,7 @@ AGAIN = "said in one sentence; the same call begins again"
         fault("HTTP 401", REFUSAL, 401, r"KAGGLE_API_TOKEN.*~/\.kaggle/access_token"),
         fault("HTTP 403", REFUSAL, 403, r"https://www\.kaggle\.com/c/carvana.*/rules"),
         fault("HTTP 404", REFUSAL, 404, "python -m unetlib download --from"),
-        fault("HTTP 503", REFUSAL, 503, "train.zip"),
+        fault("HTTP 503", REFUSAL, 503, "the same command again"),
     ],
 )
 def test_a_refusal_is_one_sentence(kaggle, tmp_path, status, remedy):

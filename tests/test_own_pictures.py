@@ -13,7 +13,6 @@ from unetlib import (
     DataError,
     carvana,
     check,
-    config,
     decode_once,
     find_samples,
     load_image,
@@ -22,6 +21,7 @@ from unetlib import (
     write_subset,
 )
 from unetlib.support.memory import fingerprint
+from unetlib.support.profile import PROFILES
 
 PLAIN = ["id", "group", "image", "mask", "width", "height"]
 OBJECT = np.zeros((12, 16), np.uint8)
@@ -51,7 +51,7 @@ def test_a_folder_of_any_names_is_read(tmp_path, folders, name, ending):
     assert check(root).empty
     train, val = split_by_group(samples, 0.25)
     assert (len(train), len(val)) == (3, 1)
-    assert len(config.PROFILES["ci"].thin(train)) == 3
+    assert len(PROFILES["ci"].thin(train)) == 3
     assert CarvanaDataset(train, 8)[0][1].any()
     with pytest.raises(DataError, match="cars"):
         write_subset(root, tmp_path / "subset", 1)

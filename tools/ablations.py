@@ -25,6 +25,8 @@ from unetlib import (
     split_by_group,
 )
 from unetlib.store.runs import Run
+from unetlib.support.files import whole_file
+from unetlib.support.profile import PROFILES
 
 CSV = config.REPOSITORY / "notebooks" / "ablations.csv"
 SEEDS = (0, 1, 2)
@@ -61,7 +63,7 @@ def fullsize_dice(run: Run, samples: pd.DataFrame) -> float:
 def tables(name: str, seed: int) -> tuple[pd.DataFrame, pd.DataFrame, pd.DataFrame]:
     """Images to train on, to choose the best epoch by, and of unseen cars to judge by."""
     train, unseen = split_by_group(find_samples(config.REPOSITORY / "data" / "sample"))
-    train = config.PROFILES["laptop"].thin(train)
+    train = PROFILES["laptop"].thin(train)
     if name not in SPLITS:
         return train, unseen, unseen
     by_car = split_by_group(train, fraction=0.25, seed=seed)
@@ -97,7 +99,7 @@ def main() -> None:
     recipes = RECIPES | dict.fromkeys(SPLITS, REFERENCE)
     rows = [measure(*item, seed) for item in recipes.items() for seed in arguments.seeds]
     table = pd.DataFrame(rows)
-    with config.whole_file(arguments.output) as part:
+    with whole_file(arguments.output) as part:
         table.to_csv(part, index=False)
     print(table.groupby("ablation", sort=False)[["unseen_dice", "fullsize_dice"]].mean().round(4))
 

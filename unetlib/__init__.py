@@ -12,7 +12,7 @@ __version__ = "0.3.0"
 
 # Where each public name lives; imported when it is first asked for (PEP 562), as PyTorch is slow.
 _HOMES = {
-    "config": "REPOSITORY data_dir fullsize_dir profile",
+    "config": "REPOSITORY data_dir fullsize_dir",
     "pictures": "DataError load_image",
     "masks": "load_coverage load_mask rle_decode rle_encode",
     "carvana": "split_by_group",
@@ -26,6 +26,7 @@ _HOMES = {
     "plots": "overlay show_images",
     "support.folders": "cache_dir models_dir runs_dir",
     "support.cache": "decode_once",
+    "support.profile": "profile",
     "support.errors": "ModelFileError RunError",
     "store.fit": "fit",
     "store.runs": "find_runs load_run",

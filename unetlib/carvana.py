@@ -8,10 +8,9 @@ masks, ``train_masks.csv`` the masks as run lengths, ``metadata.csv`` a line per
 """
 
 import re
-from collections import Counter
 from collections.abc import Callable, Iterable
+from glob import glob
 from pathlib import Path
-from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -23,14 +22,8 @@ IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".tif", ".tiff", ".bmp", ".webp")
 MASK_SUFFIXES = (".gif", ".pbm", ".pgm", ".ppm", ".tga", *IMAGE_SUFFIXES)
 FOLDERS = (("train", "train_masks"), ("train_hq", "train_masks"), ("images", "masks"))
 CAR = re.compile(r"[0-9a-fA-F]{12}_[0-9]{2}")  # <car>_<angle>
+Pair = tuple[Path, Path | None]  # a picture and its mask, if it has one
 Row = tuple[str, str, str, int, int]  # id, image, mask, width, height
-
-
-class Pair(NamedTuple):
-    """A picture and its mask, if it has one."""
-
-    image: Path
-    mask: Path | None
 
 
 def find_samples(root: str | Path | None = None) -> pd.DataFrame:
@@ -68,8 +61,8 @@ def sample_table(
 
 def row_of(pair: Pair) -> Row:
     """The row of a pair; raises ``pictures.UNREADABLE`` where the image cannot be read."""
-    height, width = image_size(pair.image)
-    return pair.image.stem, str(pair.image), str(pair.mask or ""), width, height
+    (image, mask), (height, width) = pair, image_size(pair[0])
+    return image.stem, str(image), str(mask or ""), width, height
 
 
 def list_pairs(root: Path) -> tuple[list[Pair], list[Problem], bool]:
@@ -79,14 +72,14 @@ def list_pairs(root: Path) -> tuple[list[Pair], list[Problem], bool]:
     """
     images, masks = folders_in(root)
     photos, tests = (files_in(folder, IMAGE_SUFFIXES) for folder in (images, root / "test"))
-    others, judged = [one for one in photos + tests if not CAR.fullmatch(one.stem)], photos or tests
-    cars = images.name != "images" and 2 * len({*others} & {*judged}) <= len(judged)
-    kept = [path for path in photos if not cars or path not in others]
+    others, judged = {one for one in photos + tests if not CAR.fullmatch(one.stem)}, photos or tests
+    cars = images.name != "images" and 2 * len(others.intersection(judged)) <= len(judged)
+    others = others if cars else set()
+    kept = [path for path in photos if path not in others]
     pairs, problems = pair_up(kept, files_in(masks, MASK_SUFFIXES) if judged else [])
-    pairs += [Pair(path, None) for path in tests if not cars or path not in others]
+    pairs += [(path, None) for path in tests if path not in others]
     what, remedy = "the name is not <car>_<angle>", "rename it, as in 0123456789ab_01.jpg"
-    problems += [Problem(str(path), what, remedy) for path in others if cars]
-    return pairs, problems, cars
+    return pairs, problems + [Problem(str(one), what, remedy) for one in sorted(others)], cars
 
 
 def pair_up(images: list[Path], masks: list[Path]) -> tuple[list[Pair], list[Problem]]:
@@ -94,25 +87,20 @@ def pair_up(images: list[Path], masks: list[Path]) -> tuple[list[Pair], list[Pro
 
     A mask has its image's stem, perhaps with an ending (``leaf1_mask``): the most frequent one.
     """
-    stems, halves, mask_of, problems = {image.stem for image in images}, [], {}, []
-    for mask in masks:  # the longest stem that begins the mask's, but leaf1 does not begin leaf12
-        starts = (mask.stem[:end] for end in range(len(mask.stem), 0, -1))
-        stem = next((start for start in starts if start in stems), "")
-        ending = mask.stem.removeprefix(stem)
-        halves.append((mask, "" if ending[:1].isdigit() else stem, ending))
-    counts = Counter(sorted(ending for _, stem, ending in halves if stem))
-    common = max(counts, key=counts.get, default="")
-    for mask, stem, ending in halves:
-        if not stem or ending not in ("", common):
-            remedy = "restore the image, rename the mask as the others are, or delete it"
-            problems.append(Problem(str(mask), "mask without an image of that name", remedy))
-        elif mask_of.setdefault(stem, mask) != mask:
-            problems.append(Problem(str(mask), "a second mask of one image", "delete one of them"))
-    for image in images:
-        if image.stem not in mask_of:
-            problem = f"image without its mask {image.stem}{common}"
-            problems.append(Problem(str(image), problem, "restore the mask, or move the image"))
-    return [Pair(one, mask_of[one.stem]) for one in images if one.stem in mask_of], problems
+    stems, endings = {image.stem for image in images}, []
+    for name in (mask.stem for mask in masks):
+        ends = (end for end in range(len(name), 0, -1) if name[:end] in stems)  # the longest first
+        ending = name[next(ends, 0) :]
+        if ending != name and not ending[:1].isdigit():  # leaf1 does not begin leaf12
+            endings.append(ending)
+    common = max(sorted({*endings}), key=endings.count, default="")
+    by_name = {mask.stem: mask for mask in reversed(masks)}
+    both = [(one, by_name.get(one.stem, by_name.get(one.stem + common))) for one in images]
+    bare, unused = [one for one, mask in both if not mask], {*masks} - {mask for _, mask in both}
+    what, remedy = "no image of that name, or a second mask of one", "rename or delete it"
+    problems = [Problem(str(mask), what, remedy) for mask in sorted(unused)]
+    problems += [Problem(str(one), f"no mask {one.stem}{common}", "add it") for one in bare]
+    return [pair for pair in both if pair[1]], problems
 
 
 def folders_in(root: Path) -> tuple[Path, Path]:
@@ -123,11 +111,8 @@ def folders_in(root: Path) -> tuple[Path, Path]:
 
 def files_in(folder: Path, suffixes: tuple[str, ...] = ("",)) -> list[Path]:
     """A folder's visible entries with these suffixes, sorted; none where it cannot be read."""
-    try:
-        found = [path for path in folder.iterdir() if path.name.lower().endswith(suffixes)]
-    except OSError:
-        return []
-    return sorted(path for path in found if not path.name.startswith("."))
+    names = glob("*", root_dir=folder)  # none that begins with a dot
+    return sorted(folder / name for name in names if name.lower().endswith(suffixes))
 
 
 def split_by_group(
@@ -154,9 +139,7 @@ def split_by_group(
     labelled = samples[samples["mask"].fillna("") != ""]  # a csv file turns "" into a missing value
     groups = np.array(sorted(labelled["group"].unique()))
     if len(groups) < 2:
-        raise DataError(
-            f"{len(groups)} group(s) with masks cannot be split: add another's pictures."
-        )
+        raise DataError(f"{len(groups)} group(s) with masks: a split needs pictures of two.")
     count = min(max(1, round(fraction * len(groups))), len(groups) - 1)
     chosen = np.random.default_rng(seed).permutation(groups)[:count]
     in_val = labelled["group"].isin(chosen)

@@ -1,48 +1,36 @@
-"""Environment -> data folder and profile.
+"""Environment -> folders.
 
-Three environment variables steer everything:
-
-- ``UNETLIB_DATA``: a folder as ``carvana`` reads it; unset: the embedded ``data/sample``.
-- ``UNETLIB_PROFILE``: ``ci``, ``laptop`` (default) or ``full``.
-- ``UNETLIB_HOME``: where ``runs/``, ``models/`` and the cache are written (``support.folders``).
+``UNETLIB_DATA`` names a data set as ``carvana`` reads it; ``UNETLIB_HOME`` where ``runs/``,
+``models/`` and the cache are written (``support.folders``); both may be unset.
 """
 
 import os
-from dataclasses import dataclass, replace
+from contextlib import suppress
 from pathlib import Path
-
-from unetlib.pictures import sides
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 
 
-def _start_folder() -> Path:
-    """Where the user typed the command: a notebook's kernel runs in the notebook's own folder, but
-    the process that launched it (Jupyter, nbval, nbconvert) still stands there.
+def folder_from(variable: str, default: Path) -> Path:
+    """The folder that an environment variable names, or the default.
+
+    A relative one counts from where the command was typed: a notebook's kernel runs in the
+    notebook's own folder, but the process that launched it (Jupyter, nbval) still stands there.
     """
-    launcher = os.environ.get("JPY_PARENT_PID")
-    if launcher:
+    value = os.environ.get(variable, "").strip()
+    if not value:
+        return default
+    start = Path.cwd()
+    if launcher := os.environ.get("JPY_PARENT_PID"):
         import psutil  # only notebook kernels need it
 
-        try:
-            return Path(psutil.Process(int(launcher)).cwd())
-        except (psutil.Error, ValueError):
-            pass  # the launcher has ended or belongs to another user
-    return Path.cwd()
-
-
-def folder_from(variable: str, default: Path) -> Path:
-    """The folder that an environment variable names, or the default."""
-    value = os.environ.get(variable, "").strip()
-    try:
-        return (_start_folder() / Path(value).expanduser()).resolve() if value else default
-    except RuntimeError:  # a ~ without a home
-        raise FileNotFoundError(f"{variable}={value}: no such home; give a whole path.") from None
+        with suppress(psutil.Error, ValueError):  # it has ended or belongs to another user
+            start = Path(psutil.Process(int(launcher)).cwd())
+    return (start / os.path.expanduser(value)).resolve()
 
 
 def data_dir() -> Path:
-    """The data set's folder: ``UNETLIB_DATA`` (if relative, counted from where the command was
-    started, in notebooks too) or the embedded ``data/sample``.
+    """The data set's folder: ``UNETLIB_DATA`` or the embedded ``data/sample``.
 
     Raises:
         FileNotFoundError: the folder does not exist.
@@ -56,77 +44,3 @@ def data_dir() -> Path:
 def fullsize_dir() -> Path:
     """The embedded car at Carvana's full size, 1918x1280 pixels."""
     return REPOSITORY / "data" / "fullsize"
-
-
-@dataclass(frozen=True)
-class Profile:
-    """How much of the course runs: everything, what a laptop can bear, or a smoke test.
-
-    Attributes:
-        train_angles: the turntable angles (1..16) whose training images are used.
-        max_size, max_epochs: largest image side in pixels, most epochs of one run.
-        max_width: most channels of the first level; the others shrink in proportion.
-        lr_factor: multiplies a constant learning rate; short runs need larger steps.
-        compare_size: image side in pixels at which notebooks compare two recipes.
-    """
-
-    name: str
-    description: str
-    train_angles: tuple[int, ...]
-    max_size: int = 4096
-    max_epochs: int = 1000
-    max_width: int = 4096
-    lr_factor: float = 1.0
-    compare_size: int = 64
-
-    def __str__(self) -> str:
-        return f"profile: {self.name} ({self.description})"
-
-    def scale(self, recipe):
-        """The recipe as this profile runs it: ``ci`` shrinks it and raises a constant rate."""
-        is_unet = recipe.network == "unet"
-        narrow = min(1, self.max_width / recipe.widths[0]) if is_unet else 1
-        epochs = min(recipe.epochs, self.max_epochs)
-        half = -(-recipe.half_size_epochs * epochs // recipe.epochs)  # rounded up
-        least = 2 ** len(recipe.widths) * (2 if half else 1)  # what a deep network needs
-        step = (recipe.stride if is_unet else 32) * (2 if half else 1)  # own ones often need 32
-        height, width = sides(recipe.size)
-        small = min(1, max(self.max_size, least) / max(height, width))
-        fit = [max(least, step, round(side * small / step) * step) for side in (height, width)]
-        return replace(
-            recipe,
-            widths=tuple(max(1, round(width * narrow)) for width in recipe.widths),
-            size=tuple(fit) if small < 1 else recipe.size,
-            epochs=epochs,
-            half_size_epochs=half,
-            lr=recipe.lr * (self.lr_factor if recipe.schedule == "constant" else 1),
-        )
-
-    def thin(self, samples):
-        """The rows of a sample table whose turntable angle (17 counts as 1, and so on) this profile
-        uses; rows without an angle stay, and where none would be left, all do.
-        """
-        angle = samples.reindex(columns=["angle"])["angle"]
-        used = ((angle - 1) % 16 + 1).isin(self.train_angles) | angle.isna()
-        return samples[used | (not used.any())].reset_index(drop=True)
-
-
-_SMOKE_TEST = "a smoke test: a narrow net at 64x64 for 3 epochs, every fourth training angle"
-_LAPTOP = "the real model at 128x128, every second training angle"
-PROFILES = {
-    "ci": Profile("ci", _SMOKE_TEST, tuple(range(1, 17, 4)), 64, 3, 8, lr_factor=30.0),
-    "laptop": Profile("laptop", _LAPTOP, tuple(range(1, 17, 2))),
-    "full": Profile("full", "the real model at 128x128, every picture", tuple(range(1, 17))),
-}
-
-
-def profile() -> Profile:
-    """The profile named by ``UNETLIB_PROFILE``; ``laptop`` when unset.
-
-    Raises:
-        ValueError: the name is not one of ``PROFILES``.
-    """
-    name = os.environ.get("UNETLIB_PROFILE", "").strip() or "laptop"
-    if name not in PROFILES:
-        raise ValueError(f"UNETLIB_PROFILE={name} is unknown: use one of {', '.join(PROFILES)}.")
-    return PROFILES[name]

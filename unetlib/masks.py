@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from unetlib.pictures import UNREADABLE, DataError, Problem, reason, shrink, sides
+from unetlib.pictures import UNREADABLE, DataError, Problem, shrink, sides, unreadable
 
 
 def load_mask(path: str | Path, mask_value: float | None = None) -> np.ndarray:
@@ -24,32 +24,24 @@ def load_mask(path: str | Path, mask_value: float | None = None) -> np.ndarray:
     """
     try:
         with Image.open(path) as opened:
-            frames = getattr(opened, "n_frames", 1)
-            deep = opened.mode[0] in "IF"  # over 8 bits, which convert() would clip
-            stored = opened.copy() if deep or opened.mode == "P" else opened.convert("L")
-            shown = stored.convert("L") if opened.mode == "P" else stored
+            if getattr(opened, "n_frames", 1) > 1:
+                raise ValueError(f"{opened.n_frames} frames, not one")
+            kept = opened.mode.partition(";")[0]  # I and F have over 8 bits, which L would clip
+            stored = opened.convert(kept if kept in ("P", "I", "F") else "L")
+            shown = stored.convert("L") if kept == "P" else stored
     except UNREADABLE as error:
-        problem = f"unreadable mask ({reason(error)})"
-        raise DataError(Problem(str(path), problem, "copy the file again")) from error
-    if frames > 1:
-        problem = f"the mask has {frames} frames, not one"
-        raise DataError(Problem(str(path), problem, "save one of them alone"))
+        raise DataError(unreadable(path, error)) from None
     if mask_value is not None and mask_value == mask_value:
         return np.asarray(stored) == mask_value
-    values, greys = _values(stored), _values(shown)
-    understood = greys in ([255], [65535]) or (0 in greys and len(greys) <= 2)
-    if not understood or len(greys) < len(values):
+    counts = (image.getcolors(image.width * image.height) for image in (stored, shown))
+    values, greys = (sorted(value for _, value in one) for one in counts)
+    known = greys in ([255], [65535]) or 0 in greys
+    if not known or len(values) > 2 or len(greys) < len(values):
         listed = ", ".join(f"{value:g}" for value in values[:10]) + ", ..." * (len(values) > 10)
         problem = f"nothing says which of the mask's values ({listed}) is the object"
-        remedy = f"pass it, as in find_samples(..., mask_value={values[-1]:g}), or save the mask "
-        raise DataError(Problem(str(path), problem, remedy + "as PNG with the values 0 and 255"))
+        remedy = f"pass it, as in find_samples(..., mask_value={values[-1]:g})"
+        raise DataError(Problem(str(path), problem, remedy))
     return np.asarray(shown) != 0
-
-
-def _values(image: Image.Image) -> list[float]:
-    if image.mode in ("L", "P"):  # ten times as fast
-        return [value for value, count in enumerate(image.histogram()) if count]
-    return np.unique(np.asarray(image)).tolist()
 
 
 def load_coverage(
@@ -77,20 +69,15 @@ def to_binary(mask: np.ndarray) -> np.ndarray:
     """
     mask = np.asarray(mask)
     if mask.dtype.kind not in "bui" and not ((mask == 0) | (mask == 1)).all():
-        raise DataError(
-            "A mask has no values but 0 and 1: threshold it first, probabilities > 0.5."
-        )
+        raise DataError("Values between 0 and 1 are no mask: threshold them, probabilities > 0.5.")
     return mask.astype(bool, copy=False)
 
 
 def rle_encode(mask: np.ndarray) -> str:
-    """Write a mask as Carvana's run-length code.
+    """Write a mask ``(H, W)``, boolean or 0/1, as Carvana's run-length code.
 
     Pixels count from 1, row by row, left to right and then down; the code is
     "start length start length ...", "" for an empty mask.
-
-    Args:
-        mask: ``(H, W)``, boolean or 0/1.
 
     Raises:
         DataError: as ``to_binary``.
@@ -105,25 +92,17 @@ def rle_decode(rle: str, height: int, width: int) -> np.ndarray:
     """Read Carvana's run-length code into a boolean mask ``(height, width)``.
 
     Raises:
-        DataError: not a string, odd count, non-integers, lengths below 1, overlaps, or runs beyond
-            the image.
+        DataError: no text of pairs of integers, or runs that are empty, overlap or end too late.
     """
-    if not isinstance(rle, str):
-        raise DataError(f"run-length code {rle!r} is not text: read it with unetlib.read_rles.")
     try:
-        numbers = np.array(rle.split(), dtype=np.int64)
-    except (ValueError, OverflowError):
-        raise DataError(f"run-length code {rle[:30]!r}... is not a list of integers.") from None
-    if len(numbers) % 2:
-        raise DataError(f"run-length code {rle[:30]!r}... has an odd count of numbers.")
-    starts, lengths = numbers[::2] - 1, numbers[1::2]
-    ends = starts + lengths
-    inside = not len(starts) or (starts[0] >= 0 and ends[-1] <= height * width)
-    # A length below 1, or one so large that the sum overflows, ends a run before its start.
-    if not inside or (ends <= starts).any() or (starts[1:] < ends[:-1]).any():
-        fits = f"ascend without overlap and end within {height} rows of {width} pixels"
-        raise DataError(f"run-length code {rle[:30]!r}...: its runs must {fits}.")
-    steps = np.zeros(height * width + 1, np.int8)
-    np.add.at(steps, starts, 1)
-    np.add.at(steps, ends, -1)
-    return steps[:-1].cumsum(dtype=np.int8).astype(bool).reshape(height, width)
+        starts, lengths = np.array(rle.split(), np.int64).reshape(-1, 2).T - [[1], [0]]
+    except (AttributeError, ValueError, OverflowError):
+        what = "no text of pairs of integers: read it with unetlib.read_rles"
+        raise DataError(f"Run-length code {rle!r:.40}: {what}.") from None
+    edges = np.column_stack([starts, starts + lengths]).ravel()
+    edges = np.concatenate([[0], edges, [height * width]])
+    if (lengths < 1).any() or (edges[1:] < edges[:-1]).any():  # a sum that overflows is below 0
+        what = f"its runs must ascend without overlap and end within {width}x{height} pixels"
+        raise DataError(f"Run-length code {rle!r:.40}: {what}.")
+    inside = np.arange(len(edges) - 1) % 2 == 1
+    return np.repeat(inside, np.diff(edges)).reshape(height, width)

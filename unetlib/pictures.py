@@ -38,8 +38,7 @@ def load_image(source, size: int | tuple[int, int], colour: bool = False) -> np.
     """Read an image as the model sees it; dataset, calibration and predictor all call this.
 
     Grey or RGB, upright (EXIF), stretched to the size without borders, by area averaging. A JPEG is
-    decoded at half scale where that leaves at least 4 times the target: faster, and under half a
-    grey level off on photos (a quarter of the scale would be up to one level off).
+    decoded at half scale where that leaves 4 times the target: under half a grey level off.
 
     Args:
         source: a path, an open file, a PIL image, or an array ``(H, W)``, ``(H, W, 1)``,
@@ -54,6 +53,7 @@ def load_image(source, size: int | tuple[int, int], colour: bool = False) -> np.
         ValueError: see ``sides``.
     """
     height, width = sides(size)
+    name = source if isinstance(source, str | os.PathLike) else type(source).__name__
     try:
         if isinstance(source, np.ndarray):
             source = _from_array(source)
@@ -64,20 +64,18 @@ def load_image(source, size: int | tuple[int, int], colour: bool = False) -> np.
             opened.draft("RGB" if colour else "L", least)
             return shrink(upright(opened), height, width, colour)
     except (*UNREADABLE, AttributeError) as error:
-        is_path = isinstance(source, (str, os.PathLike))
-        name = str(source) if is_path else type(source).__name__
-        if isinstance(error, DataError):
-            raise DataError(error.problem._replace(file=name)) from None
-        problem = f"cannot be read as an image ({reason(error)})"
-        remedy = "open another file" if is_path else "give a path, a file, a PIL image or an array"
-        raise DataError(Problem(name, problem, remedy)) from error
+        raise DataError(unreadable(name, error)) from None
 
 
-def reason(error: Exception) -> str:
-    """Why Pillow could not read a file, in a few words."""
+def unreadable(name: str | os.PathLike, error: Exception) -> Problem:
+    """What is wrong with a picture, from what Pillow or ``upright`` raised while reading it."""
+    if isinstance(error, DataError):
+        return error.problem._replace(file=str(name))
+    why = getattr(error, "strerror", None) or error
     if isinstance(error, UnidentifiedImageError):
-        return "no picture inside"  # Pillow's own words name the file once more
-    return getattr(error, "strerror", None) or str(error)
+        why = "no picture inside"  # Pillow's own words name the file once more
+    remedy = "copy it again, or give another that you may read"
+    return Problem(str(name), f"cannot be read as a picture ({why})", remedy)
 
 
 def shrink(image: Image.Image, height: int, width: int, colour: bool = False) -> np.ndarray:
@@ -90,14 +88,13 @@ def shrink(image: Image.Image, height: int, width: int, colour: bool = False) ->
 
 def _from_array(array: np.ndarray) -> Image.Image:
     shape, kind = array.shape, array.dtype
-    if array.ndim == 3 and shape[2] == 1:
-        array = array[:, :, 0]
+    array = array[:, :, 0] if shape[2:] == (1,) else array
     if kind == np.uint16:
-        array = (array >> 8).astype(np.uint8)
+        array = (array / 257 + 0.5).astype(np.uint8)
     elif kind.kind in "bf" and array.size and 0 <= array.min() <= array.max() <= 1:
         array = (array * 255.0 + 0.5).astype(np.uint8)
-    coloured = array.ndim == 3 and array.shape[2] in (3, 4)
-    if not array.size or array.dtype != np.uint8 or not (array.ndim == 2 or coloured):
+    is_image = array.ndim > 1 and array.shape[2:] in ((), (3,), (4,)) and array.size
+    if array.dtype != np.uint8 or not is_image:
         raise TypeError(f"shape {shape}, type {kind}: not (H, W) or (H, W, 3) in uint8 or [0, 1]")
     return Image.fromarray(array)
 
@@ -109,23 +106,16 @@ def upright(image: Image.Image) -> Image.Image:
         DataError: it has more than 8 bits a channel, and which grey is white cannot be told.
     """
     image = ImageOps.exif_transpose(image)
-    if image.mode == "F" or image.mode.startswith("I"):  # convert() would clip the greys
-        return Image.fromarray(_eight_bits(image))
-    return image
-
-
-def _eight_bits(image: Image.Image) -> np.ndarray:
-    """Greys of more than 8 bits: white is 1 in floats, 65535 (or at most 255) in integers."""
-    greys = np.asarray(image)
+    if image.mode[0] not in "IF":
+        return image
+    greys = np.asarray(image)  # convert() would clip them
     least, most = greys.min(initial=0), greys.max(initial=0)
-    if image.mode == "F" and least >= 0 and most <= 1:
-        return (greys * 255 + 0.5).astype(np.uint8)
-    if image.mode == "F" or least < 0 or most > 65_535:
+    whites = dict(F=[1], I=[255, 65_535]).get(image.mode, [65_535])
+    white = next((white for white in whites if least >= 0 and most <= white), None)
+    if white is None:
         problem = f"greys from {least:.3g} to {most:.3g}: which one is white cannot be told"
-        name = f"an image of mode {image.mode}"
-        raise DataError(Problem(name, problem, "save it with 8 bits a channel"))
-    of_16_bits = image.mode != "I" or most > 255
-    return (greys >> 8 if of_16_bits else greys).astype(np.uint8)
+        raise DataError(Problem("picture", problem, "save it with 8 bits a channel"))
+    return Image.fromarray((greys / white * 255 + 0.5).astype(np.uint8))
 
 
 def image_size(image) -> tuple[int, int]:

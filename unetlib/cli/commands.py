@@ -66,10 +66,10 @@ def train(
     manifest.check_manifest(output_dir)
     train_rows, val_rows = _split(data)
     own = dict(network=_imported(network)) if network else {}
-    scaled = config.profile().scale(Recipe(**vars(settings), **own))
+    scaled = unetlib.profile().scale(Recipe(**vars(settings), **own))
     if is_main:
-        print(config.profile(), file=sys.stderr)
-    run = unetlib.fit(scaled, config.profile().thin(train_rows), val_rows, retrain=retrain)
+        print(unetlib.profile(), file=sys.stderr)
+    run = unetlib.fit(scaled, unetlib.profile().thin(train_rows), val_rows, retrain=retrain)
     if not is_main:
         return None
     if run.history.empty:
@@ -108,7 +108,7 @@ def export(
     output_dir = output_dir or folders.models_dir()
     manifest.check_manifest(output_dir)
     train_rows, val_rows = _split(data)
-    train_rows = config.profile().thin(train_rows)
+    train_rows = unetlib.profile().thin(train_rows)
     own = _imported(network)
     table = unetlib.export_all(checkpoint, output_dir, train=train_rows, val=val_rows, network=own)
     return dict(checkpoint=str(checkpoint), formats=table.to_dict("records"))

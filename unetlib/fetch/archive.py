@@ -8,28 +8,24 @@ from tqdm.auto import tqdm
 
 from unetlib.pictures import DataError
 
-# Photos and GIFs hardly shrink in a zip and the tables shrink about four-fold; a zip bomb shrinks
-# a thousand-fold and more.
-MAX_RATIO = 100
+MAX_RATIO = 100  # tables shrink about four-fold in a zip, a zip bomb a thousand-fold and more
 
 
 def unpack(archive: str | Path, target: str | Path) -> None:
     """Unpack a zip archive into a folder.
 
-    Files that are there with the same size are kept, others are replaced, each when it is complete:
-    an interrupted call leaves no half file, and the next one continues.
+    Files of the right size are kept, others are replaced, each when it is complete: an interrupted
+    call leaves no half file, and the next one continues.
 
     Raises:
-        DataError: the archive is damaged, would unpack to more than 100 times its size, or does not
-            fit on the disk.
+        DataError: it is damaged, or too large: for the disk, or more than 100 times when unpacked.
     """
     archive, target = Path(archive), Path(target)
     part, size = target / ".part", 0
     try:
         with zipfile.ZipFile(archive) as opened:
             members = [one for one in opened.infolist() if not one.filename.startswith("__MACOSX/")]
-            # zipfile never reads more of a member than the size it declares.
-            size = sum(member.file_size for member in members)
+            size = sum(member.file_size for member in members)  # zipfile never reads more of it
             if size > MAX_RATIO * archive.stat().st_size:
                 raise zipfile.BadZipFile(f"its files are more than {MAX_RATIO} times as large")
             for member in tqdm(members, f"unpacking {archive.name}"):
@@ -44,11 +40,8 @@ def unpack(archive: str | Path, target: str | Path) -> None:
     except Exception as error:  # damaged bytes raise some ten different ones
         problem = f"is damaged ({error}): delete it and download it again."
         if isinstance(error, OSError) and error.errno:  # a damaged bz2 raises one without a number
-            problem = (
-                f"cannot be unpacked into {target} ({error.strerror}): make room "
-                f"({size / 1e9:.1f} GB in all), or choose a folder that you may write to; then "
-                "start the same command again."
-            )
+            problem = f"cannot be unpacked into {target} ({error.strerror}): "
+            problem += f"{size / 1e9:.1f} GB must fit into a folder that you may write to."
         raise DataError(f"{archive} {problem}") from error
     finally:
         shutil.rmtree(part, ignore_errors=True)

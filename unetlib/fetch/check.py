@@ -16,8 +16,7 @@ from unetlib.pictures import DataError, Problem
 def check(root: str | Path | None = None) -> pd.DataFrame:
     """Find all that is wrong with a data set at once: decode every file, compare the csv files.
 
-    Nothing is changed or remembered. ``find_samples`` is faster: it trusts the inside of photos and
-    reads no csv file.
+    ``find_samples`` is faster: it trusts the inside of photos and reads no csv file.
 
     Args:
         root: a folder in a layout that ``carvana`` names; None: ``config.data_dir()``.
@@ -34,39 +33,33 @@ def check(root: str | Path | None = None) -> pd.DataFrame:
     samples = collect(list_folder(root), partial(_inspect_whole, codes=codes))
     problems += found + samples.attrs["problems"]
     images, masks = folders_in(root)
-    labelled = samples[samples["mask"] != ""]
     if rles is not None:
-        missing = set(labelled["id"]) - set(rles["id"])
+        missing = set(samples.loc[samples["mask"] != "", "id"]) - set(rles["id"])
         lost = set(rles["id"]) - {path.stem for path in files_in(images, IMAGE_SUFFIXES)}
         problems += summarize(rles_csv, missing, "image(s) without a row")
         problems += summarize(rles_csv, lost, "row(s) without an image", "restore the images")
     if cars is not None and "car" in samples:
         missing = set(samples["car"]) - set(cars["id"])
         problems += summarize(cars_csv, missing, "car(s) without a line", "add a line for each")
-    problems += [
-        Problem(str(path), "ignored: not an image file", "convert it to PNG or move it elsewhere")
-        for folder in (images, root / "test", masks)
-        for path in files_in(folder)
-        if path.suffix.lower() not in (MASK_SUFFIXES if folder == masks else IMAGE_SUFFIXES)
-        and not path.is_dir()
-    ]
+    kinds = {images: IMAGE_SUFFIXES, root / "test": IMAGE_SUFFIXES, masks: MASK_SUFFIXES}
+    for folder, suffixes in kinds.items():
+        for path in sorted({*files_in(folder)} - {*files_in(folder, suffixes)}):
+            problems.append(Problem(str(path), "ignored: no image file", "convert it to PNG"))
     seen = [one._replace(file=Path(one.file).relative_to(root).as_posix()) for one in problems]
     return pd.DataFrame(seen, columns=Problem._fields)
 
 
 def _inspect_whole(pair: Pair, codes: pd.Series | dict) -> Finding:
     """``inspect`` with the photo decoded whole and the mask compared with its run-length code."""
-    row, problems = inspect(pair, whole=True)
-    code = codes.get(pair.image.stem)
-    if row is None or pair.mask is None or code is None:
-        return row, problems
-    try:
-        mask = load_mask(pair.mask)
-        wrong = (rle_decode(code, *mask.shape) != mask).sum()
-        problem = f"differs from {pair.mask.name} in {wrong} pixels"
-    except DataError as error:
-        wrong, problem = 1, str(error).rstrip(".")
-    if wrong:
-        table = str(pair.mask.parent.with_suffix(".csv"))
-        problems.append(Problem(table, f"row {pair.image.stem}: {problem}", RECREATE))
+    (image, path), (row, problems) = pair, inspect(pair, whole=True)
+    if row and path and image.stem in codes:
+        mask = load_mask(path)
+        try:
+            wrong = (rle_decode(codes[image.stem], *mask.shape) != mask).sum()
+            problem = f"differs from {path.name} in {wrong} pixels" if wrong else ""
+        except DataError as error:
+            problem = str(error).rstrip(".")
+        if problem:
+            table = str(path.parent.with_suffix(".csv"))
+            problems.append(Problem(table, f"row {image.stem}: {problem}", RECREATE))
     return row, problems

@@ -1,7 +1,4 @@
-"""Kaggle, or a folder of archives, -> a data folder in Carvana's layout.
-
-The competition's files may not be passed on: everybody fetches them with their own account.
-"""
+"""Kaggle (everybody needs an own account), or a folder of its archives, -> a data folder."""
 
 from pathlib import Path
 
@@ -15,13 +12,11 @@ COMPETITION = "carvana-image-masking-challenge"
 ARCHIVES = ("train.zip", "train_masks.zip", "train_masks.csv.zip", "metadata.csv.zip")
 FULL_SET = (5088, 318)  # photos with masks, cars
 SILENCE = 60  # seconds without a byte after which the server is given up
-RULES = f"accept the competition's rules at https://www.kaggle.com/c/{COMPETITION}/rules"
-TOKEN = (
-    "create an API token at https://www.kaggle.com/settings, put it into the environment variable "
-    f"KAGGLE_API_TOKEN or the file ~/.kaggle/access_token, and {RULES}"
-)
-BY_HAND = "download the archives in a browser and use `python -m unetlib download --from FOLDER`"
-REMEDIES = {401: TOKEN, 403: RULES, 404: BY_HAND}  # by HTTP status
+TOKEN = "put a token of https://www.kaggle.com/settings into KAGGLE_API_TOKEN or the file "
+TOKEN += "~/.kaggle/access_token, and accept the competition's rules at "
+TOKEN += f"https://www.kaggle.com/c/{COMPETITION}/rules"
+AGAIN = "check network and disk (KAGGLEHUB_CACHE names another), and start the same command again; "
+AGAIN += "or fetch the archives in a browser and use `python -m unetlib download --from FOLDER`"
 
 
 def download(
@@ -38,8 +33,7 @@ def download(
         target: the folder to fill; None: ``data/carvana`` in the repository.
         subset: if given, also write that many cars at 480x320 into ``<target>-<subset>-cars``.
         test: also fetch and unpack ``test.zip`` (100,064 photos, several GB).
-        source: a folder that holds the archives already; None: download them from Kaggle. Such a
-            folder may hold part of the cars: what was found is printed, not demanded.
+        source: a folder that holds the archives, perhaps of some of the cars; None: Kaggle.
 
     Returns:
         The folder for ``UNETLIB_DATA``: the target, or the subset's folder if one was asked for.
@@ -54,14 +48,9 @@ def download(
             unpack(archive, target)
     samples = find_samples(target).query("mask != ''")
     found = len(samples), samples["group"].nunique()
-    print(
-        f"{target}: {found[0]:,} photos with masks of {found[1]} cars (the full set: 5,088 of 318)"
-    )
+    print(f"{target}: {found[0]} photos with masks of {found[1]} cars")
     if source is None and found != FULL_SET:
-        raise DataError(
-            f"{target} is incomplete: delete {target / 'train'} and {target / 'train_masks'}, and "
-            "start the same command again."
-        )
+        raise DataError(f"{target / 'train_masks'} or train lacks files: delete both, start again.")
     if subset is None:
         return target
     return write_subset(target, target.with_name(f"{target.name}-{subset}-cars"), subset)
@@ -76,34 +65,23 @@ def _fetch(name: str) -> Path:
     send = requests.Session.send
 
     def send_in_time(session, request, **options):
-        options["timeout"] = options.get("timeout") or SILENCE
-        return send(session, request, **options)
+        return send(session, request, **options | {"timeout": SILENCE})
 
     requests.Session.send = send_in_time  # kagglesdk sets no limit and would wait for ever
     try:
         return Path(kagglehub.competition_download(COMPETITION, path=name))
-    except UnauthenticatedError:
-        problem = f"Kaggle knows no account on this computer: {TOKEN}"
-    except DataCorruptionError:
-        problem = f"{name} was damaged on its way: start the same command again"
-    except requests.HTTPError as error:
-        status = getattr(error.response, "status_code", "with an error")
-        problem = f"Kaggle answered {status} for {name}: {REMEDIES.get(status, 'try again later')}"
-    except OSError as error:  # of the network (requests' own exceptions) or of the disk
-        problem = (
-            f"{name} cannot be fetched into {kagglehub.config.get_cache_folder()} "
-            f"({error.strerror or type(error).__name__}): check the network and the room on that "
-            "disk (KAGGLEHUB_CACHE names another folder), then start the same command again, which "
-            f"continues; or {BY_HAND}"
-        )
+    except (UnauthenticatedError, DataCorruptionError, OSError) as error:  # requests' are OSErrors
+        status = getattr(getattr(error, "response", None), "status_code", "")
+        why = status or getattr(error, "strerror", None) or type(error).__name__
+        remedy = TOKEN if status in (401, 403) or isinstance(error, UnauthenticatedError) else AGAIN
+        raise DataError(f"Kaggle's {name} cannot be fetched ({why}): {remedy}.") from None
     finally:
         requests.Session.send = send
-    raise DataError(f"{problem}.")
 
 
 def _find_archive(folder: Path, name: str) -> Path | None:
-    found = [name, "train_hq.zip"] if name == "train.zip" else [name]
-    found = [folder / one for one in found if (folder / one).is_file()]
-    if not found and not name.endswith(".csv.zip"):
-        raise DataError(f"{folder / name} does not exist: copy the competition's archive there.")
-    return found[0] if found else None
+    places = folder / name, folder / name.replace("train.zip", "train_hq.zip")
+    found = next((place for place in places if place.is_file()), None)
+    if found is None and not name.endswith(".csv.zip"):
+        raise DataError(f"{places[0]} does not exist: copy the competition's archive there.")
+    return found

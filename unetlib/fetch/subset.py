@@ -8,10 +8,10 @@ import pandas as pd
 from PIL import Image
 from tqdm.auto import tqdm
 
-from unetlib.fetch.samples import find_samples, unreadable
+from unetlib.fetch.samples import find_samples
 from unetlib.fetch.tables import read_metadata
 from unetlib.masks import load_coverage, rle_encode
-from unetlib.pictures import UNREADABLE, DataError, sides, upright
+from unetlib.pictures import DataError, load_image, sides
 
 
 def write_subset(
@@ -23,35 +23,29 @@ def write_subset(
 ) -> Path:
     """Write a downsampled part of a data set in the same layout, into the folder it returns.
 
-    Photos are reduced by area averaging; a mask pixel is car if at least half of its area was.
-    ``train_masks.csv`` is encoded again from the reduced masks. A quarter as many test cars come
-    along if the source has ``test/``. The source is only read.
+    Photos are reduced by area averaging; a mask pixel is car if at least half of its area was, and
+    so is ``train_masks.csv``. A quarter as many test cars come along if there is a ``test/``.
 
     Args:
-        source: a folder in Carvana's layout.
+        source: a folder in Carvana's layout; it is only read.
         target: a new or empty folder; it appears when everything is written, not before.
-        cars: how many cars with masks, drawn at random.
+        cars: how many cars with masks, drawn at random by the seed.
         size: ``(height, width)`` in pixels of every picture.
-        seed: which cars; the same seed draws the same ones.
 
     Raises:
-        DataError: too few cars in the source, a damaged photo, or a target that is not empty or
-            inside the source.
+        DataError: too few cars, a damaged photo, or a target that is in use or in the source.
         ValueError: see ``pictures.sides``.
     """
-    height, width = sides(size)
-    source, target = Path(source), Path(target).resolve()
-    if target == Path.cwd() or target.is_relative_to(source.resolve()):
-        raise DataError(f"{target} is the folder you are in or inside the source: name a new one.")
-    if target.exists() and (not target.is_dir() or any(target.iterdir())):
-        raise DataError(f"{target} is not empty: name a new folder or delete it first.")
+    (height, width), source, target = sides(size), Path(source), Path(target).resolve()
+    taken = target.exists() and (not target.is_dir() or any(target.iterdir()))
+    if taken or target == Path.cwd() or target.is_relative_to(source.resolve()):
+        raise DataError(f"{target} is not empty, in use or inside the source: name a new folder.")
     samples = find_samples(source)
-    if "car" not in samples:
-        raise DataError(f"{source} has no cars: name its photos as in 0123456789ab_01.jpg.")
     has_mask = samples["mask"] != ""
-    most = samples.loc[has_mask, "car"].nunique()
+    most = samples.loc[has_mask, "car"].nunique() if "car" in samples else 0
     if not 1 <= cars <= most:
-        raise DataError(f"{source} has {most} cars with masks: ask for 1 to {most}, not {cars}.")
+        what = "cars with masks, named as 0123456789ab_01.jpg"
+        raise DataError(f"{source} has {most} {what}: ask for 1 or more of them, not {cars}.")
     chosen = []
     for rows, count in ((samples[has_mask], cars), (samples[~has_mask], cars // 4)):
         names = np.array(sorted(rows["car"].unique()), dtype=object)
@@ -61,18 +55,12 @@ def write_subset(
     target.parent.mkdir(parents=True, exist_ok=True)
     with TemporaryDirectory(prefix=f".{target.name}-", dir=target.parent) as temporary:
         folder = Path(temporary) / target.name
-        for name in ("train", "train_masks"):
-            (folder / name).mkdir(parents=True)
+        (folder / "train_masks").mkdir(parents=True)
         rles = []
         for row in tqdm(rows.itertuples(), "writing", len(rows)):
             photo = folder / ("train" if row.mask else "test") / f"{row.id}.jpg"
             photo.parent.mkdir(exist_ok=True)
-            try:
-                with Image.open(row.image) as opened:
-                    colours = upright(opened).convert("RGB")
-            except UNREADABLE as error:
-                raise DataError(unreadable("image", row.image, error)) from None
-            colours.resize((width, height), Image.Resampling.BOX).save(photo, quality=92)
+            Image.fromarray(load_image(row.image, size, colour=True)).save(photo, quality=92)
             if row.mask:
                 mask = load_coverage(row.mask, size) >= 128
                 image = Image.fromarray(mask.astype(np.uint8))  # palette indices, as Carvana's are
@@ -81,10 +69,9 @@ def write_subset(
                 rles.append((photo.name, rle_encode(mask)))
         table = pd.DataFrame(rles, columns=["img", "rle_mask"])
         table.to_csv(folder / "train_masks.csv", index=False)
-        metadata = read_metadata(source)
-        if metadata is not None:
-            metadata = metadata[metadata["id"].isin(rows["car"])]
-            metadata.to_csv(folder / "metadata.csv", index=False)
+        if (metadata := read_metadata(source)) is not None:
+            cars_csv = folder / "metadata.csv"
+            metadata[metadata["id"].isin(rows["car"])].to_csv(cars_csv, index=False)
         if target.exists():
             target.rmdir()
         folder.replace(target)

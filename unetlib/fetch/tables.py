@@ -1,7 +1,6 @@
 """A data set's two csv files, both optional, -> tables: ``train_masks.csv``, ``metadata.csv``."""
 
 import csv
-import os
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -17,8 +16,8 @@ RECREATE = "write the file again or download it again"
 def read_metadata(root: str | Path | None = None) -> pd.DataFrame | None:
     """Read ``metadata.csv`` (id, year, make, model, trim1, trim2; id is the car).
 
-    Returns None, and says so in one line, when the data set has none. All but the year is text.
-    Malformed rows and second rows of a car are left out with a warning. Join it to the samples with
+    None, and one line, if there is none. All but the year is text. Malformed rows and second rows
+    of a car are left out with a warning. Join it to the samples with
     ``samples.merge(metadata, left_on="car", right_on="id", suffixes=("", "_car"))``.
 
     Raises:
@@ -41,8 +40,7 @@ def read_rles(root: str | Path | None = None) -> pd.Series | None:
 
 
 def _read(root: str | Path | None, name: str, *columns: str) -> pd.DataFrame | None:
-    root = Path(root if root is not None else config.data_dir())
-    table, problems = read_table(root / name, *columns)
+    table, problems = read_table(Path(root or config.data_dir()) / name, *columns)
     if table is None and problems:
         raise DataError(problems[0])
     if table is None:
@@ -52,15 +50,11 @@ def _read(root: str | Path | None, name: str, *columns: str) -> pd.DataFrame | N
 
 
 def read_table(path: Path, *columns: str) -> tuple[pd.DataFrame | None, list[Problem]]:
-    """Read the well-formed rows of a csv file as text.
+    """Read the well-formed rows of a csv file as text, and what was left out.
 
-    Returns:
-        The table with a unique ``id`` (the first of ``columns`` without an image's suffix), and
-        what was left out; no table if there is no such file, which is no problem, or if it is not a
-        csv file with these columns.
+    The table has a unique ``id`` (the first of ``columns`` without an image's suffix). None: there
+    is no such file, which is no problem, or it is not a csv file with these columns.
     """
-    if not os.path.isfile(path):
-        return None, []
     csv.field_size_limit(2**31 - 1)  # the code of a large mask exceeds the usual limit
     try:
         # Not by pandas, which would fill up short rows and make an index of long ones.
@@ -68,11 +62,11 @@ def read_table(path: Path, *columns: str) -> tuple[pd.DataFrame | None, list[Pro
             header, *rows = filter(None, csv.reader(file))
         if not set(columns) <= set(header):
             raise ValueError("a column is missing")
+    except (FileNotFoundError, NotADirectoryError):
+        return None, []
     except (OSError, ValueError, csv.Error):
         problem = f"not a csv file with the column(s) {', '.join(columns)}"
-        return None, [
-            Problem(str(path), problem, "download it again, or delete it: it is optional")
-        ]
+        return None, [Problem(str(path), problem, "download it again or delete it")]
     malformed = [" ".join(row[0].split())[:30] for row in rows if len(row) != len(header)]
     complete = [row for row in rows if len(row) == len(header)]
     table = pd.DataFrame(complete, columns=header, dtype=str)
@@ -87,5 +81,5 @@ def read_table(path: Path, *columns: str) -> tuple[pd.DataFrame | None, list[Pro
 def summarize(path: Path, names: Iterable[str], what: str, remedy=RECREATE) -> list[Problem]:
     """One problem that counts these names and shows the first three; none if there are none."""
     names = sorted(names)
-    shown = ", ".join(names[:3]) + (" ..." if len(names) > 3 else "")
+    shown = ", ".join(names[:3]) + " ..." * (len(names) > 3)
     return [Problem(str(path), f"{len(names)} {what}: {shown}", remedy)] if names else []

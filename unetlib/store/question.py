@@ -6,11 +6,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from unetlib import config
 from unetlib.pictures import DataError
 from unetlib.recipe import BUILT_IN, Recipe, resolve
 from unetlib.store.code import code_hash, label
 from unetlib.support.errors import RunError
+from unetlib.support.profile import profile
 
 FORMAT = 3  # of a run's folder and of what training means; runs of another are never resumed
 
@@ -83,5 +83,5 @@ def question_of(recipe: Recipe, data: str, best_by: tuple[str, str], metrics: Ma
     if best_by[0] in metrics:
         code["best_by"] = code_hash(metrics[best_by[0]])
     question = dict(format=FORMAT, settings=settings, code=code, best_by=list(best_by))
-    question |= dict(data=data, profile=config.profile().name)
+    question |= dict(data=data, profile=profile().name)
     return json.loads(json.dumps(question))  # as it is found again in run.json

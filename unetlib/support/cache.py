@@ -12,7 +12,7 @@ from unetlib.pictures import DataError, sides
 from unetlib.support import folders
 from unetlib.support.memory import DECODED, pair_hashes
 
-VERSION = 5  # raise it when decoding changes, so that older files are not used
+VERSION = 6  # raise it when decoding changes, so that older files are not used
 
 
 def decode_once(
@@ -20,8 +20,7 @@ def decode_once(
 ) -> np.ndarray:
     """``dataset.decode`` that reads a pair of files only the first time it meets their content.
 
-    Splits share what they have in common. A damaged file is written again; where nothing can be
-    written, one warning says so.
+    Splits share what they have in common; where nothing can be written, one warning says so.
 
     Returns:
         uint8 ``(N, 2, H, W)``, or ``(N, 4, H, W)`` if ``colour``, in memory.
@@ -29,15 +28,15 @@ def decode_once(
     Raises:
         DataError: a file cannot be read, or the images do not fit in memory.
     """
-    names, rows = [f"{one[:32]}.bin" for one in pair_hashes(samples)], len(samples)
-    (height, width), channels = sides(size), 4 if colour else 2
-    missing = range(rows)
+    names = [f"{one[:32]}.bin" for one in pair_hashes(samples)]
+    shape = 4 if colour else 2, *sides(size)
+    missing = range(len(names))
     try:
-        decoded = np.empty((rows, channels, height, width), np.uint8)
-        folder = folders.cache_dir() / f"{DECODED}{VERSION}-{channels}x{height}x{width}"
+        decoded = np.empty((len(names), *shape), np.uint8)
+        folder = folders.cache_dir() / f"{DECODED}{VERSION}-{'x'.join(map(str, shape))}"
         folder.mkdir(exist_ok=True)
         missing = [row for row, name in enumerate(names) if not _read(folder / name, decoded[row])]
-        if len(missing) == rows:  # the first time: no second array of this size
+        if len(missing) == len(names):  # the first time: no second array of this size
             decoded = decode(samples, size, colour)
         elif missing:
             decoded[missing] = decode(samples.iloc[missing], size, colour)
@@ -47,24 +46,19 @@ def decode_once(
     except OSError as error:
         if isinstance(missing, range):  # nothing is decoded yet
             decoded = decode(samples, size, colour)
-        warnings.warn(
-            f"decoded images are not kept for next time ({error}): free some space, or set "
-            "UNETLIB_HOME to a folder that you can write to.",
-            stacklevel=3,
-        )
+        remedy = "free some space, or set UNETLIB_HOME to a folder that you can write to"
+        warnings.warn(f"decoded images are not kept ({error}): {remedy}.", stacklevel=3)
     except MemoryError:
-        what = f"{rows} images of {width}x{height} pixels and their masks"
+        what = f"{len(names)} images of {shape[2]}x{shape[1]} pixels and their masks"
         raise DataError(f"{what} do not fit in memory: lower size, or take fewer rows.") from None
     return decoded
 
 
 def _read(path: Path, pair: np.ndarray) -> bool:
     """Fill in a pair, uint8 ``(2 or 4, H, W)``, from its file; False if there is no sound one."""
-    try:
-        content = path.read_bytes()
-    except FileNotFoundError:
-        return False
-    if len(content) != pair.nbytes + 32 or hashlib.sha256(content[:-32]).digest() != content[-32:]:
-        return False
-    pair[:] = np.frombuffer(content[:-32], np.uint8).reshape(pair.shape)
-    return True
+    content = path.read_bytes() if path.exists() else b""
+    sound = len(content) == pair.nbytes + 32
+    sound = sound and hashlib.sha256(content[:-32]).digest() == content[-32:]
+    if sound:
+        pair[:] = np.frombuffer(content[:-32], np.uint8).reshape(pair.shape)
+    return sound

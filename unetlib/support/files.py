@@ -5,7 +5,7 @@ import sys
 import time
 import uuid
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from filelock import FileLock, Timeout
@@ -15,8 +15,7 @@ from filelock import FileLock, Timeout
 def whole_file(path: str | Path) -> Iterator[Path]:
     """A file to write that takes the name ``path`` when the block ends without an error.
 
-    Whenever the process or the power fails, ``path`` is the old file or the whole new one. The
-    folder is created.
+    Whatever fails, ``path`` is the old file or the whole new one. The folder is created.
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -25,27 +24,24 @@ def whole_file(path: str | Path) -> Iterator[Path]:
         yield part
         with open(part, "rb+") as file:
             os.fsync(file.fileno())
-        for wait in (0.1, 0.5, 2, None) if sys.platform == "win32" else (None,):
-            try:
+        for wait in (0.1, 0.5, 2) if sys.platform == "win32" else ():
+            with suppress(PermissionError):  # while another program reads the old file
                 os.replace(part, path)
-                break
-            except PermissionError:  # Windows, while another program reads the old file
-                if wait is None:
-                    raise
-                time.sleep(wait)
+                return
+            time.sleep(wait)
+        os.replace(part, path)
     finally:
         part.unlink(missing_ok=True)
 
 
 @contextmanager
 def locked(path: Path, on_wait: Callable[[], None] | None = None) -> Iterator[bool]:
-    """Hold the lock ``path``; it ends with its process, however that is killed.
+    """Hold the lock ``path``, which ends with its process; gives whether it is held.
 
-    Gives whether it is held. With an ``on_wait``, which is called before waiting for another
-    program, it always is; without one, a lock that is taken is not waited for.
+    With an ``on_wait``, called before waiting for another program, it always is; without one, a
+    lock that is taken is not waited for.
     """
-    # A singleton: should the stop button fall between taking and holding it, the next call in this
-    # process gets the same object and releases it, instead of waiting for itself.
+    # A singleton: after a stop between taking and holding it, the next call does not wait for it.
     path.parent.mkdir(exist_ok=True)
     lock = FileLock(path, is_singleton=True)
     if lock.is_locked and on_wait is None:  # held further out, as where fit calls clean_runs

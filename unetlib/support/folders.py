@@ -10,8 +10,8 @@ def _home(name: str) -> Path:
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        problem = f"{folder}: cannot be created ({error.strerror})"
-        raise type(error)(f"{problem}; set UNETLIB_HOME to a writable folder.") from None
+        why = f"cannot be created ({error.strerror}); set UNETLIB_HOME to a writable folder"
+        raise type(error)(f"{folder}: {why}.") from None
     return folder
 
 

@@ -5,7 +5,7 @@ import json
 import os
 import shutil
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -23,8 +23,8 @@ DECODED = "decoded-"  # how the folders of decoded images begin, see support.cac
 def remembered(name: str) -> Iterator[dict]:
     """A dict of plain values that the next call with the same name finds again.
 
-    Lost or damaged, it starts empty; where nothing can be written, nothing is kept. Of two programs
-    that write at once, one wins, whole.
+    Lost or damaged, it starts empty; where nothing can be written, nothing is kept; of two programs
+    that write at once, one wins.
     """
     path, before = None, {}
     with suppress(OSError, ValueError):
@@ -37,21 +37,32 @@ def remembered(name: str) -> Iterator[dict]:
             part.write_text(json.dumps(known), encoding="utf-8")
 
 
-def stamp(path: str | Path | None) -> list[int] | None:
-    """What changes with a file's content: its times (copying can keep the first) and its size.
+def recall(known: dict, key: str, paths: Iterable[str | Path | None], find: Callable):
+    """What ``find()`` gives, asked again only when a file has changed."""
+    marks = [stamp(path) for path in paths]
+    if known.get(key, [None])[0] != marks:
+        settled = all(map(is_settled, marks))  # asked before reading, which takes time
+        found = find()
+        if not settled:
+            return found
+        known[key] = [marks, found]
+    return known[key][1]
 
-    Raises:
-        OSError: no such file.
-    """
+
+def stamp(path: str | Path | None) -> list[int]:
+    """What changes with a file's content: its times (copying can keep the first), size and node."""
     if not path:
-        return None
-    status = os.stat(path)
+        return [0, 0]
+    try:
+        status = os.stat(path)
+    except OSError:  # whoever opens the file will say why
+        return [time.time_ns()] * 2
     return [status.st_mtime_ns, status.st_ctime_ns, status.st_size, status.st_ino]
 
 
-def is_settled(mark: list[int] | None) -> bool:
+def is_settled(mark: list[int]) -> bool:
     """Whether a file was last changed so long ago that another change would get another stamp."""
-    return mark is None or time.time_ns() - max(mark[:2]) > 2_000_000_000
+    return time.time_ns() - max(mark[:2]) > 2_000_000_000
 
 
 def file_hashes(paths: Iterable[str]) -> list[str]:
@@ -62,16 +73,8 @@ def file_hashes(paths: Iterable[str]) -> list[str]:
     """
 
     def look_up(path: str) -> str:
-        mark = stamp(path)
-        if mark is None:
-            return ""
-        if known.get(path, [None])[0] == mark:
-            return known[path][1]
-        to_keep = is_settled(mark)
-        found = hashlib.sha256(Path(path).read_bytes()).hexdigest()
-        if to_keep:
-            known[path] = [mark, found]
-        return found
+        read = Path(path).read_bytes
+        return path and recall(known, path, [path], lambda: hashlib.sha256(read()).hexdigest())
 
     try:
         with remembered("hashes") as known, ThreadPoolExecutor() as pool:
@@ -82,11 +85,7 @@ def file_hashes(paths: Iterable[str]) -> list[str]:
 
 
 def pair_hashes(samples: pd.DataFrame) -> list[str]:
-    """64 hex digits for each row: the content of its image and mask, and its mask value.
-
-    Raises:
-        DataError: a file is gone or may not be read.
-    """
+    """64 hex digits for each row, of its image, mask and mask value; raises as ``file_hashes``."""
     hashes, rows = file_hashes([*samples["image"], *samples["mask"].fillna("")]), len(samples)
     values = samples.reindex(columns=["mask_value"])["mask_value"].astype(float)  # nan: none
     keys = zip(hashes[:rows], hashes[rows:], values, strict=True)
@@ -95,16 +94,15 @@ def pair_hashes(samples: pd.DataFrame) -> list[str]:
 
 def fingerprint(samples: pd.DataFrame) -> str:
     """12 hex digits that change with any id, image, mask or mask value of the table."""
-    digest = hashlib.sha256()
-    for name, content in zip(samples["id"], pair_hashes(samples), strict=True):
-        digest.update(f"{name} {content}\n".encode(errors="surrogateescape"))
-    return digest.hexdigest()[:12]
+    pairs = zip(samples["id"], pair_hashes(samples), strict=True)
+    lines = "".join(f"{name} {content}\n" for name, content in pairs)
+    return hashlib.sha256(lines.encode(errors="surrogateescape")).hexdigest()[:12]
 
 
 def clear_cache() -> None:
     """Delete decoded images and what is known of files; what is needed again is found again."""
-    cache = folders.cache_dir()
-    for path in (*cache.glob(f"{DECODED}*"), *cache.glob("samples-*.json"), cache / "hashes.json"):
-        shutil.rmtree(path, ignore_errors=True)
-        with suppress(OSError):
-            path.unlink()
+    for path in folders.cache_dir().iterdir():
+        if path.name.startswith(DECODED):
+            shutil.rmtree(path, ignore_errors=True)
+        elif path.name.startswith(("samples-", "hashes")):
+            path.unlink(missing_ok=True)

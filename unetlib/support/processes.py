@@ -24,8 +24,8 @@ BASE_BATCH, FEWEST_STEPS = 16, 20
 def start_accelerator(timeout: timedelta = timedelta(hours=1)) -> Accelerator:
     """The devices and processes there are, CUDA before MPS before CPU.
 
-    The recipe decides on precision, so Accelerate's own is switched off. Several processes use
-    CUDA or the CPU; they wait for each other up to ``timeout``: decoding a large set takes a while.
+    The recipe decides on precision, not Accelerate. Several processes use CUDA or the CPU and wait
+    for each other up to ``timeout``: decoding a large set takes a while.
     """
     device, handlers = pick_device().type, []
     on_cpu = device == "cpu"
@@ -37,10 +37,9 @@ def start_accelerator(timeout: timedelta = timedelta(hours=1)) -> Accelerator:
 class SharedLearner(Learner):
     """A learner that is one of several processes: each computes its share of every batch.
 
-    Batch normalisation takes its statistics from a process's own share of the batch, except on
-    CUDA, where the processes exchange them. So on CPUs two processes do not compute exactly what
-    one does; without batch normalisation they do. The running statistics, which validation uses,
-    are each process's own, and averaged before they are used.
+    Batch normalisation takes its statistics from a process's own share, except on CUDA, where the
+    processes exchange them: on CPUs two processes compute exactly what one does only without it.
+    The running statistics, which validation uses, are averaged before.
     """
 
     def __init__(self, recipe: Recipe, total_steps: int, lr: float, accelerator, metrics=None):
@@ -91,10 +90,9 @@ def begin(recipe: Recipe, total_steps: int, lr: float, accelerator, metrics=None
 def settle_batch_size(recipe: Recipe, images: int, accelerator: Accelerator) -> tuple[int, float]:
     """Batch size over all processes, and learning rate: the recipe's, or found for ``auto``.
 
-    ``auto`` is 16 on CPU and MPS, where asking for too much memory ends the process. On CUDA it is
-    the largest power of two that fits and leaves at least 20 steps an epoch; the learning rate then
-    grows with the square root of the batch size, the rule for Adam and its variants
-    (https://arxiv.org/abs/2205.10287).
+    ``auto`` is 16 on CPU and MPS, where asking for too much memory ends the process; on CUDA the
+    largest power of two that fits and leaves at least 20 steps an epoch. The rate then grows with
+    the square root of the batch size, the rule for Adam (https://arxiv.org/abs/2205.10287).
 
     Raises:
         TrainingError: not even one image fits.

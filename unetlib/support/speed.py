@@ -10,28 +10,20 @@ import torch
 from unetlib.training import KEPT, TrainingError
 
 # What Linux and macOS, Windows, MPS, and oneDNN (which names no cause) say.
-OUT_OF_MEMORY = ("can't allocate memory", "not enough memory", "out of memory")
-OUT_OF_MEMORY += ("could not create a primitive",)
-_keeping = False  # inside of a memory_kept block
+OUT_OF_MEMORY = ("can't allocate", "not enough memory", "out of memory", "not create a primitive")
 
 
 @contextmanager
 def out_of_memory_named(images: int, size, device: torch.device) -> Iterator[None]:
-    """The many errors of too little memory, as one ``TrainingError``.
-
-    Args:
-        images: the batch size.
-        size: of the images in pixels, as in a recipe.
-    """
+    """The many errors of too little memory for a batch, as one ``TrainingError``."""
     try:
         yield
     except (RuntimeError, MemoryError) as error:
         says_so = any(words in str(error) for words in OUT_OF_MEMORY)
         if not says_so and not isinstance(error, (MemoryError, torch.OutOfMemoryError)):
             raise
-        what = f"{images} images of size={size} at once do not fit in the memory of the"
-        remedy = f"lower batch_size, size or widths; {KEPT}"
-        raise TrainingError(f"{what} {device.type.upper()}: {remedy}.") from None
+        what = f"{images} images of size={size} do not fit in the memory of {device.type.upper()}"
+        raise TrainingError(f"{what}: lower batch_size, size or widths; {KEPT}.") from None
 
 
 @contextmanager
@@ -39,23 +31,19 @@ def memory_kept(device: torch.device) -> Iterator[None]:
     """On a CPU with glibc (Linux): keep freed memory for the next layer instead of returning it.
 
     By default every large tensor is fetched from the system and handed back, and the system clears
-    its pages each time: up to 40 % of a training step. At the end the memory is returned, and only
-    tensors of over 32 MB go back to the system at once.
+    its pages each time: up to 40 % of a training step. At the end the memory is returned.
     """
-    global _keeping
     libc = ctypes.CDLL(None) if device.type == "cpu" and sys.platform == "linux" else None
     mallopt = getattr(libc, "mallopt", None)
-    if mallopt is None or _keeping:
+    if mallopt is None:
         yield
         return
     trim_threshold, mmap_threshold, mmap_max = -1, -3, -4  # names of settings in glibc's malloc.h
     mallopt(mmap_max, 0)
     mallopt(trim_threshold, -1)
-    _keeping = True
     try:
         yield
     finally:
-        _keeping = False
         mallopt(mmap_max, 65536)
         mallopt(mmap_threshold, 32 << 20)
         mallopt(trim_threshold, 64 << 20)

@@ -1,0 +1,76 @@
+"""How much of the course runs: everything, what a laptop can bear, or a smoke test."""
+
+import os
+from dataclasses import dataclass, replace
+
+from unetlib.pictures import sides
+
+
+@dataclass(frozen=True)
+class Profile:
+    """One of ``PROFILES``.
+
+    Attributes:
+        train_angles: the turntable angles (1..16) whose training images are used.
+        max_size, max_epochs: largest image side in pixels, most epochs of one run.
+        max_width: most channels of the first level; the others shrink in proportion.
+        lr_factor: multiplies a constant learning rate; short runs need larger steps.
+        compare_size: image side in pixels at which notebooks compare two recipes.
+    """
+
+    name: str
+    description: str
+    train_angles: tuple[int, ...]
+    max_size: int = 4096
+    max_epochs: int = 1000
+    max_width: int = 4096
+    lr_factor: float = 1.0
+    compare_size: int = 64
+
+    def __str__(self) -> str:
+        return f"profile: {self.name} ({self.description})"
+
+    def scale(self, recipe):
+        """The recipe as this profile runs it: ``ci`` shrinks it and raises a constant rate."""
+        is_unet = recipe.network == "unet"
+        narrow = min(1, self.max_width / recipe.widths[0]) if is_unet else 1
+        epochs = min(recipe.epochs, self.max_epochs)
+        half = -(-recipe.half_size_epochs * epochs // recipe.epochs)  # rounded up
+        least = 2 ** len(recipe.widths) * (2 if half else 1)  # what a deep network needs
+        step = (recipe.stride if is_unet else 32) * (2 if half else 1)  # own ones often need 32
+        height, width = sides(recipe.size)
+        small = min(1, max(self.max_size, least) / max(height, width))
+        fit = [max(least, step, round(side * small / step) * step) for side in (height, width)]
+        return replace(
+            recipe,
+            widths=tuple(max(1, round(width * narrow)) for width in recipe.widths),
+            size=tuple(fit) if small < 1 else recipe.size,
+            epochs=epochs,
+            half_size_epochs=half,
+            lr=recipe.lr * (self.lr_factor if recipe.schedule == "constant" else 1),
+        )
+
+    def thin(self, samples):
+        """The rows of a sample table whose turntable angle (17 counts as 1, and so on) this profile
+        uses; rows without an angle stay, and where none would be left, all do.
+        """
+        angle = samples.reindex(columns=["angle"])["angle"]
+        used = ((angle - 1) % 16 + 1).isin(self.train_angles) | angle.isna()
+        return samples[used | (not used.any())].reset_index(drop=True)
+
+
+_SMOKE_TEST = "a smoke test: a narrow net at 64x64 for 3 epochs, every fourth training angle"
+_LAPTOP = "the real model at 128x128, every second training angle"
+PROFILES = {
+    "ci": Profile("ci", _SMOKE_TEST, tuple(range(1, 17, 4)), 64, 3, 8, lr_factor=30.0),
+    "laptop": Profile("laptop", _LAPTOP, tuple(range(1, 17, 2))),
+    "full": Profile("full", "the real model at 128x128, every picture", tuple(range(1, 17))),
+}
+
+
+def profile() -> Profile:
+    """The profile named by ``UNETLIB_PROFILE`` (ValueError: unknown); ``laptop`` when unset."""
+    name = os.environ.get("UNETLIB_PROFILE", "").strip() or "laptop"
+    if name not in PROFILES:
+        raise ValueError(f"UNETLIB_PROFILE={name} is unknown: use one of {', '.join(PROFILES)}.")
+    return PROFILES[name]
