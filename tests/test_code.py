@@ -215,7 +215,7 @@ def test_what_cannot_be_hashed_is_named_and_a_name_heals_it(tmp_path):
         with pytest.raises(RunError, match="Held uses `key`, a lock"):
             code_hash(scope["held"])
         exec("class Loss:\n    def __call__(self):\n        lock.acquire()", scope)
-        with pytest.raises(RunError, match="Loss uses `lock` of `__call__`, a lock.* give Loss a"):
+        with pytest.raises(RunError, match=r"Loss uses `lock` of `__call__`, a lock.* give Loss a"):
             code_hash(scope["Loss"])
         for unnamed in (scope["lock"], (x for x in "ab")):
             with pytest.raises(RunError):
