@@ -64,6 +64,52 @@ tool = lambda x: x + 18
 '''
 THINGS = ["f", "Loss", "made", "bound", "loss", "tensor", "layer", "tool"]
 
+PROCESS = """
+import enum, dataclasses, re, sys
+from pathlib import Path
+import torch
+from torchvision.transforms import v2
+from unetlib.store.code import code_hash
+from unetlib.training import Learner, train
+NAMES = {"roof", "wheel", "door", "window"}
+class Kind(enum.Enum):
+    A = 1
+    B = "two"
+class Bits(enum.Flag):
+    A = 1
+    B = 2
+@dataclasses.dataclass
+class Settings:
+    names: frozenset = frozenset(NAMES)
+    kind: Kind = Kind.A
+    more: list = dataclasses.field(default_factory=list)
+class Net(torch.nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.layer = torch.nn.Linear(2, 2)
+        torch.nn.init.ones_(self.layer.weight), torch.nn.init.ones_(self.layer.bias)
+    def forward(self, x):
+        return super().forward(x) if x in {"roof", "wheel", "door"} else NAMES
+def f(x):
+    return x in {"roof", "wheel", "door"} or x in NAMES
+things = [f, NAMES, Kind, Kind.B, Bits, Settings, Settings(), Net, Net(), Path("a"), train]
+things += [torch.float32, torch.device("cpu"), torch.optim.Adam, torch.channels_last, Learner]
+things.append(re.compile("b"))
+things.append(v2.Compose([v2.RandomHorizontalFlip(), v2.RandomAffine(9), v2.Lambda(f)]))
+print(*map(code_hash, things))
+Bits.A | Bits.B, Net().eval()
+print(*map(code_hash, things))
+"""
+
+
+@pytest.fixture(scope="module", autouse=True)
+def other_process():
+    """Imports PyTorch while the tests before run here; with another order of sets than here."""
+    env = os.environ | {"PYTHONHASHSEED": "1"}
+    settings = dict(stdout=subprocess.PIPE, text=True, env=env)
+    with subprocess.Popen([sys.executable, "-c", PROCESS], **settings) as process:
+        yield process
+
 
 def run_cell(source: str, name: str = "a cell") -> dict:
     scope = {"__name__": "__main__"}
@@ -133,53 +179,6 @@ def test_what_was_edited_has_another_hash(old, new, changed):
     assert {thing for thing in THINGS if before[thing] != after[thing]} == set(changed.split())
 
 
-PROCESS = """
-import enum, dataclasses, re, sys
-from pathlib import Path
-import torch
-from torchvision.transforms import v2
-from unetlib.store.code import code_hash
-from unetlib.training import Learner, train
-NAMES = {"roof", "wheel", "door", "window"}
-class Kind(enum.Enum):
-    A = 1
-    B = "two"
-class Bits(enum.Flag):
-    A = 1
-    B = 2
-@dataclasses.dataclass
-class Settings:
-    names: frozenset = frozenset(NAMES)
-    kind: Kind = Kind.A
-    more: list = dataclasses.field(default_factory=list)
-class Net(torch.nn.Module):
-    def __init__(self):
-        super().__init__()
-        self.layer = torch.nn.Linear(2, 2)
-        torch.nn.init.ones_(self.layer.weight), torch.nn.init.ones_(self.layer.bias)
-    def forward(self, x):
-        return super().forward(x) if x in {"roof", "wheel", "door"} else NAMES
-def f(x):
-    return x in {"roof", "wheel", "door"} or x in NAMES
-things = [f, NAMES, Kind, Kind.B, Bits, Settings, Settings(), Net, Net(), Path("a"), train]
-things += [torch.float32, torch.device("cpu"), torch.optim.Adam, torch.channels_last, Learner]
-things.append(re.compile("b"))
-things.append(v2.Compose([v2.RandomHorizontalFlip(), v2.RandomAffine(9), v2.Lambda(f)]))
-print(*map(code_hash, things))
-Bits.A | Bits.B, Net().eval()
-print(*map(code_hash, things))
-"""
-
-
-def test_other_processes_find_the_same_hashes(capsys):
-    run_cell(PROCESS)
-    settings = dict(env=os.environ | {"PYTHONHASHSEED": "1"}, capture_output=True, text=True)
-    shown = subprocess.run([sys.executable, "-c", PROCESS], check=True, **settings).stdout
-    found = [line.split() for line in (capsys.readouterr().out + shown).splitlines()]
-    assert found == [found[0]] * 4
-    assert len(set(found[0])) == len(found[0])
-
-
 def test_a_kernel_hashes_what_runs_and_autoreload_changes_it(tmp_path):
     module = tmp_path / "mine.py"
     module.write_text("FACTOR = 2\ndef helper(x):\n    return x * FACTOR\n")
@@ -215,7 +214,7 @@ def test_what_cannot_be_hashed_is_named_and_a_name_heals_it(tmp_path):
         with pytest.raises(RunError, match="Held uses `key`, a lock"):
             code_hash(scope["held"])
         exec("class Loss:\n    def __call__(self):\n        lock.acquire()", scope)
-        with pytest.raises(RunError, match="Loss uses `lock` of `__call__`, a lock.* give Loss a"):
+        with pytest.raises(RunError, match=r"Loss uses `lock` of `__call__`, a lock.* give Loss a"):
             code_hash(scope["Loss"])
         for unnamed in (scope["lock"], (x for x in "ab")):
             with pytest.raises(RunError):
@@ -315,7 +314,7 @@ def test_arrays_and_tables_count_by_their_content():
 
 def test_depth_and_cycles_are_no_problem():
     deep: list = []
-    for _ in range(10_000):
+    for _ in range(3_000):
         deep = [deep]
     ring: list = [1]
     ring.append(ring)
@@ -334,3 +333,11 @@ def test_depth_and_cycles_are_no_problem():
 )
 def test_a_label_is_short(thing, name):
     assert label(thing) == name
+
+
+def test_other_processes_find_the_same_hashes(other_process, capsys):
+    run_cell(PROCESS)
+    shown, _ = other_process.communicate()
+    found = [line.split() for line in (capsys.readouterr().out + shown).splitlines()]
+    assert found == [found[0]] * 4
+    assert len(set(found[0])) == len(found[0])
