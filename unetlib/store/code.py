@@ -6,6 +6,7 @@ import os
 import sys
 from contextlib import suppress
 from functools import cache, cached_property, partial
+from glob import glob
 from hashlib import sha256
 from importlib import import_module, metadata
 from types import CodeType, FunctionType, MethodType, ModuleType
@@ -85,7 +86,9 @@ def _package(module: str) -> str:
     # What has neither a file nor a folder is built in, or a place for Cython's types.
     path = getattr(found, "__file__", None) or str(getattr(found, "__path__", "site-packages"))
     places = ("site-packages", "dist-packages", os.path.dirname(os.__file__) + os.sep)
-    if not found or top in ("__main__", _OURS) or not any(place in path for place in places):
+    root = os.path.dirname(path.removesuffix(os.sep + "__init__.py"))  # of pip install --target
+    installed = any(place in path for place in places) or glob(os.path.join(root, "*.dist-info"))
+    if not found or top in ("__main__", _OURS) or not installed:
         return ""
     with suppress(metadata.PackageNotFoundError):
         return f"{top} {getattr(found, '__version__', None) or metadata.version(top)}"
