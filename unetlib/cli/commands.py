@@ -30,7 +30,7 @@ Data = Annotated[Path | None, arg(help=DATA_HELP)]
 # For the help alone: __main__ looks for it.
 Json = Annotated[bool, arg(help="Print one JSON object as the last line of stdout.")]
 Network = Annotated[str | None, arg(help="Own network, MODULE:NAME of its class or function.")]
-Runtime = Literal["openvino", "compile"]
+Runtime = manifest.Runtime
 
 # A recipe as options, which cannot be functions: the built-in names are offered.
 TYPES = get_type_hints(Recipe) | {name: Literal[names] for name, names in BUILT_IN.items()}

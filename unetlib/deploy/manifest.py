@@ -12,6 +12,7 @@ import json
 import zipfile
 from collections.abc import Iterable
 from pathlib import Path
+from typing import Literal
 
 from unetlib.pictures import DataError
 from unetlib.support.errors import ModelFileError
@@ -25,6 +26,7 @@ FILES = {
     "int8": "unet_model_int8.onnx",
 }
 PROGRAMS = ("torchscript", "exported")
+Runtime = Literal["openvino", "compile"]
 RUNTIMES = {"openvino": "ONNX files", "compile": ".pth files of weights"}
 MANIFEST = "manifest.json"
 TRUST = "export it again, or pass trust=True if you trust whoever made it."
@@ -57,15 +59,17 @@ def write_manifest(folder: Path, files: Iterable[Path] | None = None, **notes: s
     ``.pth`` file whose weights it has) and, where there is something to know, a ``note``.
 
     Args:
-        files: written just now, all of the same weights; None: every exported file there is. What
-            the manifest says of other files stays.
+        files: written just now, all of the same weights, beside what the manifest says of others;
+            None: every exported file there is, and no other.
         notes: file name -> what a user should know of it.
 
     Raises:
         ModelFileError: see ``check_manifest``.
     """
     content, weights = check_manifest(folder), file_hash(folder / FILES["pytorch"])
-    for file in exported_files(folder).values() if files is None else files:
+    if files is None:
+        content, files = {}, exported_files(folder).values()
+    for file in files:
         entry = dict(sha256=file_hash(file), bytes=file.stat().st_size, weights=weights)
         content[file.name] = entry | ({"note": notes[file.name]} if file.name in notes else {})
     with whole_file(folder / MANIFEST) as part:
@@ -106,7 +110,7 @@ def exported_files(folder: Path) -> dict[str, Path]:
     return found
 
 
-def check_file(path: str | Path, trust: bool = False, runtime: str | None = None) -> str:
+def check_file(path: str | Path, trust: bool = False, runtime: Runtime | None = None) -> str:
     """What kind of model file this is, or why it must not be opened; nothing of it is executed.
 
     Args:

@@ -10,8 +10,10 @@ from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
 from unetlib.dataset import to_tensor
-from unetlib.deploy.formats import LogitsFunction, Runtime, open_model
+from unetlib.deploy.formats import Logits, missing_runtime, open_onnx, open_torch
+from unetlib.deploy.manifest import Runtime, check_file
 from unetlib.pictures import image_size, load_image, sides
+from unetlib.support.errors import ModelFileError
 
 BATCH_SIZE = 16
 
@@ -31,7 +33,7 @@ class Predictor:
         logits: the bare model: float32 arrays ``(N, *shape)`` in [0, 1] -> logits.
     """
 
-    def __init__(self, logits: LogitsFunction, info: dict, path, precision, trust, runtime):
+    def __init__(self, logits: Logits, info: dict, path, precision, trust, runtime):
         self.logits = logits
         self.format, self.size, self.threshold = info["format"], info["size"], info["threshold"]
         self.size = tuple(self.size) if np.ndim(self.size) else self.size  # JSON has lists only
@@ -166,5 +168,17 @@ def load_predictor(
         ModelFileError: no such file, unreadable, not written by unetlib, or not to be trusted.
         ValueError: the device is not there, or ``threads`` is not an integer above 0.
     """
-    logits, info = open_model(path, device, threads, precision, trust, runtime, network)
+    path = Path(path)
+    kind = check_file(path, trust, runtime)
+    if threads is not None and not (isinstance(threads, (int, np.integer)) and threads > 0):
+        raise ValueError(f"threads={threads!r}: give an integer above 0, or None for all cores.")
+    if precision not in ("fp32", "bf16" if runtime == "openvino" or kind == "pytorch" else "fp32"):
+        fit = "fp32 fits all, bf16 weights (.pth) and ONNX files in OpenVINO"
+        raise ModelFileError(f"{path}: precision={precision!r} does not fit this file; {fit}.")
+    if runtime is not None and (problem := missing_runtime(runtime)):
+        raise ModelFileError(f"{path}: {runtime}: {problem}.")
+    if kind == "onnx":
+        logits, info = open_onnx(path, threads, precision, runtime)
+    else:
+        logits, info = open_torch(path, kind, device, threads, precision, runtime, network)
     return Predictor(logits, info, path, precision, trust, runtime)

@@ -35,16 +35,17 @@ def save_model(path, model: nn.Module, size, threshold=0.5, colour=False, **info
     """
     model = getattr(model, "_orig_mod", model)
     own = None if as_built(model) else type(model).__name__
-    plain = dict(architecture=None if own else model.architecture, network=own, size=size)
-    plain |= dict(threshold=threshold, colour=colour, info=info)
+    plain = dict(architecture=None if own else model.architecture, network=own, info=info)
+    plain |= dict(format=FILE_FORMAT, version=FILE_VERSION) | description(size, threshold, colour)
     content = json.loads(json.dumps(plain, default=_python_number))
-    content |= dict(format=FILE_FORMAT, version=FILE_VERSION, normalisation=normalisation(colour))
     weights = {name: value.cpu() for name, value in model.state_dict().items()}
     save_atomically(content | dict(state_dict=weights), path)
 
 
-def normalisation(colour: bool) -> str:
-    return f"{'colour' if colour else 'grey'} / 255"
+def description(size, threshold: float, colour: bool) -> dict:
+    """What a file of any format says of itself: enough to predict with it."""
+    normalisation = "colour / 255" if colour else "grey / 255"
+    return dict(size=size, threshold=threshold, colour=colour, normalisation=normalisation)
 
 
 def as_built(model: nn.Module) -> bool:
