@@ -30,10 +30,8 @@ def image_files(paths: Paths) -> list[Path]:
     found = []
     for path in paths_of(paths):
         if path.is_dir():
-            inside = [one for one in sorted(path.iterdir()) if not one.name.startswith(".")]
-            found += [
-                one for one in inside if one.suffix.lower() in IMAGE_SUFFIXES and one.is_file()
-            ]
+            inside = filter(Path.is_file, sorted(path.glob("[!.]*")))
+            found += [one for one in inside if one.suffix.lower() in IMAGE_SUFFIXES]
         elif path.is_file():
             found.append(path)
         else:
@@ -57,13 +55,12 @@ def mask_files(images: Paths, folder: str | Path) -> dict[Path, Path]:
     return dict(zip(images, results, strict=True))
 
 
-def code_files(images: Paths, path: str | Path) -> dict[Path, Path]:
-    """The file that keeps each image's run-length code until the csv file is written."""
+def code_files(images: Paths, path: str | Path) -> tuple[list[Path], Path]:
+    """The images of a csv file of run lengths, and the csv file of what is left out of it."""
     path, images = Path(path), paths_of(images)
-    results = [path.with_name(f".{path.name}.parts") / "codes" / image.name for image in images]
     unreadable = path.with_name(f"{path.stem}.unreadable.csv")
-    _check_output(path, results, {path: HEADER, unreadable: UNREADABLE_HEADER})
-    return dict(zip(images, results, strict=True))
+    _check_output(path, images, {path: HEADER, unreadable: UNREADABLE_HEADER})
+    return images, unreadable
 
 
 def _check_output(output: Path, results: list[Path], signs: dict[Path, str]) -> None:
