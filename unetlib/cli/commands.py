@@ -36,6 +36,7 @@ OPTIONS = [(f.name, TYPES[f.name], f.default) for f in fields(Recipe) if f.name 
 CHECKS = dict(__doc__=Recipe.__doc__, __post_init__=lambda self: Recipe(**vars(self)) and None)
 Settings = make_dataclass("Settings", OPTIONS, namespace=CHECKS)
 BASELINE = Settings()
+FAST = Settings(**{name: getattr(Recipe.fast(), name) for name, *_ in OPTIONS})
 
 
 def train(

@@ -9,7 +9,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
@@ -23,12 +23,7 @@ from unetlib.device import autocast
 from unetlib.support.errors import ModelFileError
 
 
-def benchmark(
-    predictors: Iterable[Predictor],
-    batch_sizes: Iterable[int] = (1,),
-    repeats: int = 30,
-    warm_up: int = 3,
-) -> pd.DataFrame:
+def benchmark(predictors, batch_sizes=(1,), repeats: int = 30, warm_up: int = 3) -> pd.DataFrame:
     """Time the bare models on random input, turn by turn.
 
     The predictors take turns within every repeat, so that a machine that slows down (heat, other
@@ -39,19 +34,18 @@ def benchmark(
         call, ``images_per_second`` (at the median), ``ratio`` (how many times faster than the first
         predictor at that batch size).
     """
-    predictors, rng, rows = list(predictors), np.random.default_rng(0), []
+    predictors, rng, tables = list(predictors), np.random.default_rng(0), []
     for batch_size in batch_sizes:
         times = [[] for _ in predictors]
         for _ in tqdm(range(warm_up + repeats), desc=f"timing batches of {batch_size}"):
             for predictor, taken in zip(predictors, times, strict=True):
                 batch = rng.random((batch_size, *predictor.shape), np.float32)
                 taken.append(_seconds(partial(predictor.logits, batch)))
-        for predictor, taken in zip(predictors, times, strict=True):
-            p50, p95 = 1000 * np.percentile(taken[warm_up:], [50, 95])
-            row = dict(name=predictor.name, batch=batch_size, p50_ms=p50, p95_ms=p95)
-            row |= dict(images_per_second=1000 * batch_size / p50)
-            rows.append(row | dict(ratio=1000 * np.median(times[0][warm_up:]) / p50))
-    return pd.DataFrame(rows)
+        p50, p95 = 1000 * np.percentile(np.array(times)[:, warm_up:], [50, 95], axis=1)
+        speeds = dict(p50_ms=p50, p95_ms=p95, images_per_second=1000 * batch_size / p50)
+        names = dict(name=[one.name for one in predictors], batch=batch_size)
+        tables.append(pd.DataFrame(names | speeds | dict(ratio=p50[0] / p50)))
+    return pd.concat(tables, ignore_index=True)
 
 
 def _seconds(call: Callable[[], object]) -> float:
@@ -61,27 +55,25 @@ def _seconds(call: Callable[[], object]) -> float:
 
 
 COLD_START = """
-import json, sys, threading, time
-import numpy, psutil
+import json, sys, threading, time, numpy, psutil
 started = time.perf_counter()
 from unetlib.deploy.predict import load_predictor
-imported = time.perf_counter()
-process, peak, done = psutil.Process(), [0], threading.Event()
-before = process.memory_info().rss
+imported, memory, done = time.perf_counter(), [], threading.Event()
 def watch():
     while not done.wait(0.002):
-        peak[0] = max(peak[0], process.memory_info().rss)
-watcher = threading.Thread(target=watch, daemon=True); watcher.start()
+        memory.append(psutil.Process().memory_info().rss)
+watcher = threading.Thread(target=watch, daemon=True)
+watcher.start()
+time.sleep(0.01)
 loading = time.perf_counter()
 predictor = load_predictor(device="cpu", **json.loads(sys.argv[1]))
-batch = numpy.zeros((1, *predictor.shape), numpy.float32)
-predictor.logits(batch)
-first = time.perf_counter()
-for _ in range(2):
-    predictor.logits(batch)
-done.set(); watcher.join()
-print(json.dumps(dict(peak_mb=(max(peak[0], before) - before) / 1e6, import_s=imported - started,
-                      first_s=first - loading)))
+for count in range(3):
+    predictor.logits(numpy.zeros((1, *predictor.shape), numpy.float32))
+    first = first if count else time.perf_counter() - loading
+done.set()
+watcher.join()
+peak = (max(memory) - memory[0]) / 1e6
+print(json.dumps(dict(peak_mb=peak, import_s=imported - started, first_s=first)))
 """
 
 
@@ -99,35 +91,30 @@ def cold_start(predictor: Predictor) -> dict[str, float]:
     """
     if predictor.network:
         return dict.fromkeys(("peak_mb", "import_s", "first_s"), np.nan)
-    settings = {name: getattr(predictor, name) for name in ("precision", "runtime", "trust")}
-    settings = json.dumps(dict(path=str(predictor.path)) | settings)
+    path, settings = str(predictor.path), ("precision", "runtime", "trust")
+    how = json.dumps(dict(path=path) | {name: getattr(predictor, name) for name in settings})
     with tempfile.TemporaryDirectory() as folder:  # what torch.compile kept before does not count
-        output = in_a_fresh_process(
-            COLD_START, settings, what=predictor.path, TORCHINDUCTOR_CACHE_DIR=folder
-        )
-    return json.loads(output.strip().splitlines()[-1])
+        fresh = dict(TORCHINDUCTOR_CACHE_DIR=folder)
+        return json.loads(in_a_fresh_process(COLD_START, how, what=path, **fresh))
 
 
-def in_a_fresh_process(
-    code: str, *arguments: str, what: str | Path, input: str | None = None, **environment: str
-) -> str:
-    """What a separate Python program prints, which has only its arguments and the files.
+def in_a_fresh_process(code: str, *arguments: str, what: str | Path, **environment: str) -> str:
+    """The last line that a separate Python program prints; it has only its arguments and the files.
 
     Args:
         what: the file or folder it works on, named where it fails.
-        input: for its stdin.
         environment: further environment variables.
 
     Raises:
         ModelFileError: it failed.
     """
     environment = dict(PYTHONPATH=os.pathsep.join(filter(None, sys.path))) | environment
-    settings = dict(input=input, capture_output=True, text=True, env=os.environ | environment)
-    finished = subprocess.run([sys.executable, "-c", code, *arguments], **settings)
+    command, environment = [sys.executable, "-c", code, *arguments], os.environ | environment
+    finished = subprocess.run(command, capture_output=True, text=True, env=environment)
     if finished.returncode:
         reason = finished.stderr.strip().rpartition("\n")[2] or f"exit {finished.returncode}"
         raise ModelFileError(f"{what}: a fresh process cannot use it: {reason}")
-    return finished.stdout
+    return finished.stdout.strip().rpartition("\n")[2]
 
 
 def multiply_rate(device: str | torch.device = "cpu", precision: str = "fp32") -> float:

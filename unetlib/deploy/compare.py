@@ -1,6 +1,6 @@
 """Exported files, images -> tables of how alike, how good, how fast and how large they are."""
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from copy import copy
 from pathlib import Path
 
@@ -78,11 +78,7 @@ def _batches(images: np.ndarray) -> list[np.ndarray]:
 
 
 def compare(
-    models_dir: str | Path,
-    samples: pd.DataFrame,
-    repeats: int = 30,
-    runtimes: Iterable[str] = ("openvino", "compile"),
-    network=None,
+    models_dir, samples: pd.DataFrame, repeats=30, runtimes=("openvino", "compile"), network=None
 ) -> pd.DataFrame:
     """Compare all ways to run the exported model on the CPU: quality, speed, size and memory.
 
@@ -117,10 +113,7 @@ def compare(
 
 
 def predictors_in(
-    models_dir: str | Path,
-    threads: int | None = None,
-    runtimes: str | Iterable[str] = ("openvino", "compile"),
-    network=None,
+    models_dir, threads: int | None = None, runtimes=("openvino", "compile"), network=None
 ) -> list[Predictor]:
     """Every way to run the exported model on this computer's CPU, eager PyTorch fp32 first.
 
@@ -130,7 +123,7 @@ def predictors_in(
     Args:
         models_dir: where ``export_all`` wrote.
         threads: number of CPU threads to compute with; None: all cores.
-        runtimes: extra ones, of ``formats.Runtime``.
+        runtimes: extra ones, of ``manifest.RUNTIMES``; one need not be in a list.
         network: of an own network, see ``load_model``; None leaves its ``.pth`` file out.
 
     Raises:

@@ -10,12 +10,10 @@
 Every file carries image size, normalisation and threshold, so that it is enough to predict with.
 """
 
-import io
 import json
 import os
 import tempfile
 import warnings
-from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
@@ -43,7 +41,7 @@ from unetlib.pictures import sides
 from unetlib.store.model_file import as_built, description, load_model, save_atomically, save_model
 from unetlib.support.errors import ModelFileError
 from unetlib.support.files import locked, whole_file
-from unetlib.support.folders import models_dir
+from unetlib.support.folders import cache_dir, models_dir
 
 OPSET = 20
 CALIBRATION_IMAGES = 32
@@ -77,14 +75,10 @@ def export_all(
     output_dir = Path(output_dir) if output_dir is not None else models_dir()
     check_manifest(output_dir)
 
-    waiting = f"{output_dir}: another program exports there; waiting for it"
-    with ExitStack() as stack:
-        lock = output_dir / ".export.lock"
-        stack.enter_context(locked(lock, on_wait=partial(print, waiting)))
-        if os.name == "posix":  # left behind, it would be closed to other users
-            stack.callback(lock.unlink, missing_ok=True)
-        workshop = tempfile.TemporaryDirectory(dir=output_dir, prefix=".export-")
-        folder = Path(stack.enter_context(workshop))
+    lock, waiting = cache_dir() / "export.lock", "another program exports; waiting for it"
+    workshop = tempfile.TemporaryDirectory(dir=output_dir, prefix=".export-")
+    with workshop, locked(lock, on_wait=partial(print, waiting)):
+        folder = Path(workshop.name)
         try:
             table = _export_into(folder, getattr(run, "checkpoint", run), train, val, network)
         except OSError as error:
@@ -103,13 +97,11 @@ def export_all(
         problem = f"over {TOLERANCE} in probability from the PyTorch model, so removed"
         files = ", ".join(wrong["file"])
         raise ModelFileError(f"{files}: {problem}; report it with your versions.")
-    for file, change in marked["dice_difference"].items():
-        warnings.warn(
-            f"{output_dir / file}: loses {-change:.3f} Dice, so the model is "
-            "probably undertrained: its probabilities lie near the threshold, where small changes "
-            "move many pixels; train longer and export again, and use the fp32 files until then.",
-            stacklevel=2,
-        )
+    why = "its probabilities lie near the threshold, where small changes move many pixels"
+    remedy = "train longer and export again, and use the fp32 files until then"
+    for file, lost in (-marked["dice_difference"]).items():
+        warning = f"{output_dir / file}: loses {lost:.3f} Dice, so the model is undertrained"
+        warnings.warn(f"{warning}, probably: {why}; {remedy}.", stacklevel=2)
     return table
 
 
@@ -124,49 +116,43 @@ def _export_into(folder: Path, checkpoint, train, val, network) -> pd.DataFrame:
     steps |= dict(exported=export_program, onnx=export_onnx)
     try:
         name = "pytorch"
-        _check_output(model, _example(size, colour))
+        with evaluating(model):
+            shape, logits = (2, 1, *sides(size)), model(_example(size, colour))
+        if logits.shape != shape or not logits.is_floating_point():
+            raise ValueError(f"it makes {tuple(logits.shape)} {logits.dtype}, not {shape} floats")
         for name, step in tqdm(steps.items(), "exporting"):
             step(model=model, path=path[name], **about)
         name = "int8"
         quantize_int8(path["onnx"], path[name], to_tensor(some.images).numpy())
-    except OSError:
-        raise
     except Exception as error:  # own code and the recorders may raise anything
+        if isinstance(error, OSError):
+            raise
         while error.__cause__ is not None:
             error = error.__cause__
         why = str(error).strip().partition("\n")[0] or type(error).__name__
         problem = f"{type(model).__name__} cannot be exported as {name} ({why})"
         raise ModelFileError(f"{checkpoint}: {problem}; change its forward.") from error
     write_manifest(folder)
-    rows, kept = val.reset_index(drop=True).astype(dict(image=str, mask=str)).to_json(), []
+    samples, table, kept = folder / "samples.pickle", folder / "table.pickle", []
+    val.to_pickle(samples)
     if content["network"]:  # another process lacks its class
-        kept = [str(folder / "logits.npy")]
+        kept = [folder / "logits.npy"]
         again, _ = load_model(path["pytorch"], network)
         np.save(*kept, dataset_logits(again, CarvanaDataset(val, size, colour=colour)))
-    answer = in_a_fresh_process(PARITY, str(folder), *kept, what=folder, input=rows)
-    return pd.read_json(io.StringIO(answer.splitlines()[-1]), dtype=dict(note=str))
+    in_a_fresh_process(PARITY, *map(str, (table, folder, samples, *kept)), what=folder)
+    return pd.read_pickle(table)  # ours, so it is safe to open
 
 
 PARITY = f"""
-import sys
-import pandas as pd
+import sys, pandas
 from {parity.__module__} import parity
-samples = pd.read_json(sys.stdin, dtype=False, convert_dates=False)
-print(parity(sys.argv[1], samples, None, *sys.argv[2:]).to_json())
+table, folder, samples, *kept = sys.argv[1:]
+parity(folder, pandas.read_pickle(samples), None, *kept).to_pickle(table)
 """
 
 
 def _example(size: int | tuple[int, int], colour: bool) -> torch.Tensor:
     return torch.zeros(2, 3 if colour else 1, *sides(size))
-
-
-def _check_output(model: nn.Module, example: torch.Tensor) -> None:
-    """Refuse a network that does not give one logit for each pixel."""
-    with evaluating(model):
-        logits, wanted = model(example), (2, 1, *example.shape[2:])
-    if logits.shape != wanted or not logits.is_floating_point():
-        given = f"{tuple(logits.shape)} {logits.dtype}, not {wanted} floats"
-        raise ValueError(f"from {tuple(example.shape)} it makes {given}")
 
 
 def export_torchscript(model: nn.Module, path, size, threshold=0.5, colour=False) -> None:

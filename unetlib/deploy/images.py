@@ -11,7 +11,7 @@ from unetlib.pictures import DataError
 # What a data set calls its own masks; the csv files look like a submission.
 TRUTH = ("train_masks", "train_masks.csv", "metadata.csv", "sample_submission.csv")
 HEADER, UNREADABLE_HEADER = "img,rle_mask\n", "file,problem\n"
-MASK_SIGN = "tEXtSoftware\0unetlib"  # near the start of a file that save_mask wrote
+MASK_SIGN = "tEXtSoftware\0unetlib"  # near the start of a mask that write_masks wrote
 
 Paths = str | Path | Iterable[str | Path]
 
@@ -72,9 +72,9 @@ def _check_output(output: Path, results: list[Path], signs: dict[Path, str]) -> 
     if output.resolve().name.lower() in TRUTH:
         raise DataError(f"{output}: named as a data set's own masks; choose another --output.")
     for path, sign in signs.items():
-        start = b""
+        start = b"a folder" if os.path.isdir(path) else b""
         if os.path.isfile(path):
             with open(path, "rb") as file:
                 start = file.read(128).strip(b"\0")  # a power failure leaves nothing, or zeros
-        if os.path.isdir(path) or (start and sign.encode() not in start):
+        if start and sign.encode() not in start:
             raise DataError(f"{path}: not written by unetlib, so kept; choose another --output.")

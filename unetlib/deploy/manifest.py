@@ -29,7 +29,6 @@ PROGRAMS = ("torchscript", "exported")
 Runtime = Literal["openvino", "compile"]
 RUNTIMES = {"openvino": "ONNX files", "compile": ".pth files of weights"}
 MANIFEST = "manifest.json"
-TRUST = "export it again, or pass trust=True if you trust whoever made it."
 
 
 def check_manifest(folder: Path) -> dict:
@@ -146,5 +145,6 @@ def check_file(path: str | Path, trust: bool = False, runtime: Runtime | None = 
     elif known is not None and known != file_hash(path):
         problem = f"damaged, or not the file that {MANIFEST} beside it describes"
     if problem:
-        raise ModelFileError(f"{path}: refused, {problem}; {TRUST}")
+        remedy = "export it again, or pass trust=True if you trust whoever made it"
+        raise ModelFileError(f"{path}: refused, {problem}; {remedy}.")
     return kind

@@ -22,13 +22,15 @@ from pathlib import Path
 
 import numpy as np
 from accelerate.utils import broadcast_object_list, gather_object
+from PIL import Image
+from PIL.PngImagePlugin import PngInfo
 from tqdm.auto import tqdm
 
 from unetlib.deploy.images import HEADER, UNREADABLE_HEADER, Paths, code_files, mask_files
 from unetlib.deploy.manifest import file_hash
-from unetlib.deploy.predict import BATCH_SIZE, Predictor, enlarge, save_mask
+from unetlib.deploy.predict import BATCH_SIZE, Predictor, enlarge
 from unetlib.masks import rle_encode
-from unetlib.pictures import UNREADABLE, DataError, image_size, load_image
+from unetlib.pictures import DataError, image_size, load_image
 from unetlib.support.files import whole_file
 from unetlib.support.memory import stamp
 
@@ -43,10 +45,13 @@ def write_masks(
     """
     folder, results = Path(folder), mask_files(images, folder)
 
+    signature = PngInfo()
+    signature.add_text("Software", "unetlib")  # MASK_SIGN
+
     def write(mask: np.ndarray, part: Path, image: Path) -> None:
         with suppress(FileNotFoundError):
             results[image].stat()  # an error if the name is impossible
-        save_mask(mask, part)
+        Image.fromarray(mask).save(part, "PNG", pnginfo=signature)
 
     def finish(parts: dict[Path, Path]) -> None:
         for image, part in parts.items():
@@ -122,8 +127,8 @@ class _Job:
                 return []
             left_out = [(str(one), why) for one in self.results if (why := self.problems.get(one))]
             done = {one: part for one, part in self.results.items() if one not in self.problems}
-            if not all(part.exists() for part in done.values()):
-                raise FileNotFoundError
+            for part in done.values():  # before any mask is moved
+                part.stat()
             if done:
                 finish(done)
             # Renamed first, because another run's threads may be writing into the folder.
@@ -133,10 +138,9 @@ class _Job:
         shutil.rmtree(gone, ignore_errors=True)
         if left_out and not done:
             raise DataError(f"None of the {len(left_out)} images can be read: {left_out[0][1]}")
+        unreadable.unlink(missing_ok=True)
         if left_out:
             _write_csv(unreadable, UNREADABLE_HEADER, left_out)
-        else:
-            unreadable.unlink(missing_ok=True)
         return left_out
 
     def _predict_share(self) -> None:
@@ -155,10 +159,9 @@ class _Job:
                 reading.extend(islice(begun, 1))
                 maps = self._predict([picture for _, (picture, _) in good])
                 list(self._results(writing))  # written while the network computed
-                writing = [
-                    (image, pool.submit(self._finish, image, probability, size))
-                    for (image, (_, size)), probability in zip(good, maps, strict=True)
-                ]
+                sized = [(image, size) for image, (_, size) in good]
+                todo = [(*one, smooth) for one, smooth in zip(sized, maps, strict=True)]
+                writing = [(one[0], pool.submit(self._finish, *one)) for one in todo]
                 bar.update(len(batch))
             list(self._results(writing))
 
@@ -174,10 +177,7 @@ class _Job:
                 yield image, None
 
     def _read(self, image: Path) -> tuple[np.ndarray, tuple[int, int]]:
-        try:
-            return load_image(image, self.predictor.size, self.predictor.colour), image_size(image)
-        except UNREADABLE as error:
-            raise error if isinstance(error, DataError) else DataError(str(error)) from None
+        return load_image(image, self.predictor.size, self.predictor.colour), image_size(image)
 
     def _predict(self, images: list[np.ndarray]) -> np.ndarray:
         if not images:
@@ -188,7 +188,7 @@ class _Job:
         filled = np.pad(np.stack(images), [(0, missing), *[(0, 0)] * images[0].ndim])
         return self.predictor.predict_maps(filled, self.flip)[: len(images)]
 
-    def _finish(self, image: Path, probability: np.ndarray, size: tuple[int, int]) -> None:
+    def _finish(self, image: Path, size: tuple[int, int], probability: np.ndarray) -> None:
         mask, part = enlarge(probability, size) > self.predictor.threshold, self.results[image]
         try:
             self.write(mask, unfinished := self.parts / uuid.uuid4().hex, image)
@@ -207,10 +207,8 @@ def _is_whole(part: Path) -> bool:
 
 
 def _write_csv(path: Path, header: str, rows: Iterable[tuple[str, str]]) -> None:
-    with (
-        whole_file(path) as part,
-        # A byte of a name that is not UTF-8 is written as \udcXX.
-        open(part, "w", newline="", encoding="utf-8", errors="backslashreplace") as file,
-    ):
+    # A byte of a name that is not UTF-8 is written as \udcXX.
+    how = dict(newline="", encoding="utf-8", errors="backslashreplace")
+    with whole_file(path) as part, open(part, "w", **how) as file:
         file.write(header)
         csv.writer(file, lineterminator="\n").writerows(rows)

@@ -37,7 +37,7 @@ def save_model(path, model: nn.Module, size, threshold=0.5, colour=False, **info
     own = None if as_built(model) else type(model).__name__
     plain = dict(architecture=None if own else model.architecture, network=own, info=info)
     plain |= dict(format=FILE_FORMAT, version=FILE_VERSION) | description(size, threshold, colour)
-    content = json.loads(json.dumps(plain, default=_python_number))
+    content = json.loads(json.dumps(plain, default=np.generic.item))
     weights = {name: value.cpu() for name, value in model.state_dict().items()}
     save_atomically(content | dict(state_dict=weights), path)
 
@@ -57,12 +57,6 @@ def as_built(model: nn.Module) -> bool:
     # On several GPUs batch normalisation is of another kind, which computes alike after training.
     layers = repr(model).replace("SyncBatchNorm", "BatchNorm2d")
     return layers == repr(same) and model.state_dict().keys() == same.state_dict().keys()
-
-
-def _python_number(value) -> bool | int | float:
-    if isinstance(value, (np.bool_, np.number)):
-        return value.item()
-    raise TypeError(f"{value!r}: not a number, text, list or dict that JSON can hold.")
 
 
 def save_atomically(content, path: str | Path, save: Callable = torch.save) -> None:
