@@ -10,6 +10,7 @@ import json
 import sys
 import warnings
 from functools import partial
+from itertools import starmap
 
 import tyro
 
@@ -53,23 +54,19 @@ def main(arguments: list[str] | None = None) -> int:
         distributed.destroy_process_group()
     if result is None:
         return 0
-    if "--json" in arguments:
-        print(json.dumps(result))
-    else:
-        _show(result)
+    shown = [json.dumps(result)] if "--json" in arguments else starmap(_text, result.items())
+    print(*shown, sep="\n")
     return 1 if result.get("problems") else 0 if result.get("finished", True) else 130
 
 
-def _show(result: dict) -> None:
-    for name, value in result.items():
-        if isinstance(value, list) and value and isinstance(value[0], dict):
-            import pandas as pd
+def _text(name: str, value) -> str:
+    if isinstance(value, list) and value and isinstance(value[0], dict):
+        import pandas as pd
 
-            print(pd.DataFrame(value).to_string(index=False, float_format="{:.4g}".format))
-        else:
-            value = ", ".join(value) or "none" if isinstance(value, list) else value
-            text = f"{name}: {value:.4g}" if isinstance(value, float) else f"{name}: {value}"
-            print(text.encode(errors="backslashreplace").decode())  # a name need not be UTF-8
+        return pd.DataFrame(value).to_string(index=False, float_format="{:.4g}".format)
+    value = ", ".join(value) or "none" if isinstance(value, list) else value
+    text = f"{name}: {value:.4g}" if isinstance(value, float) else f"{name}: {value}"
+    return text.encode(errors="backslashreplace").decode()  # a file's name need not be UTF-8
 
 
 if __name__ == "__main__":

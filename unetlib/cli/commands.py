@@ -60,7 +60,7 @@ def train(
     rank = os.environ.get("RANK", "0") if os.environ.get("WORLD_SIZE", "1") != "1" else "0"
     checkpoint = (output_dir or folders.models_dir()) / manifest.FILES["pytorch"]
     manifest.check_manifest(checkpoint.parent)
-    train_rows, val_rows = _split(data)
+    train_rows, val_rows = unetlib.split_by_group(unetlib.find_samples(data))
     profile, own = config.profile(), _imported(network) or "unet"
     if rank == "0":
         print(profile, file=sys.stderr)
@@ -101,7 +101,7 @@ def export(
     manifest.check_file(checkpoint, trust=True)
     output_dir = output_dir or folders.models_dir()
     manifest.check_manifest(output_dir)
-    train_rows, val_rows = _split(data)
+    train_rows, val_rows = unetlib.split_by_group(unetlib.find_samples(data))
     rows = dict(train=config.profile().thin(train_rows), val=val_rows)
     table = unetlib.export_all(checkpoint, output_dir, **rows, network=_imported(network))
     return dict(checkpoint=str(checkpoint), formats=table.to_dict("records"))
@@ -165,9 +165,10 @@ def compare(
     """
     models = models or folders.models_dir()
     manifest.exported_files(models)
-    (_, val_rows), own = _split(data), _imported(network)
+    _, val_rows = unetlib.split_by_group(unetlib.find_samples(data))
+    how = dict(runtimes=runtimes, network=_imported(network))
     with redirect_stdout(sys.stderr):  # what is left out is no part of the table
-        table = unetlib.compare(models, val_rows, runtimes=runtimes, network=own)
+        table = unetlib.compare(models, val_rows, **how)
     return dict(formats=table.astype(object).where(table.notna(), None).to_dict("records"))
 
 
@@ -233,9 +234,5 @@ def _imported(network: str | None):
         why = "it is no class or function"
     except (ImportError, AttributeError, ValueError) as error:
         why = error
-    example = "give MODULE:NAME, for example my_networks:MyUNet"
-    raise unetlib.ModelFileError(f"--network {network}: {why}; {example}.")
-
-
-def _split(data: Path | None) -> tuple:
-    return unetlib.split_by_group(unetlib.find_samples(data), fraction=0.2, seed=0)
+    remedy = "give MODULE:NAME, for example my_networks:MyUNet"
+    raise unetlib.ModelFileError(f"--network {network}: {why}; {remedy}.")

@@ -8,10 +8,9 @@ import os
 import subprocess
 import sys
 import tempfile
-import time
-from collections.abc import Callable
 from functools import partial
 from pathlib import Path
+from timeit import repeat, timeit
 
 import numpy as np
 import pandas as pd
@@ -40,7 +39,7 @@ def benchmark(predictors, batch_sizes=(1,), repeats: int = 30, warm_up: int = 3)
         for _ in tqdm(range(warm_up + repeats), desc=f"timing batches of {batch_size}"):
             for predictor, taken in zip(predictors, times, strict=True):
                 batch = rng.random((batch_size, *predictor.shape), np.float32)
-                taken.append(_seconds(partial(predictor.logits, batch)))
+                taken.append(timeit(partial(predictor.logits, batch), number=1))
         p50, p95 = 1000 * np.percentile(np.array(times)[:, warm_up:], [50, 95], axis=1)
         speeds = dict(p50_ms=p50, p95_ms=p95, images_per_second=1000 * batch_size / p50)
         names = dict(name=[one.name for one in predictors], batch=batch_size)
@@ -48,32 +47,22 @@ def benchmark(predictors, batch_sizes=(1,), repeats: int = 30, warm_up: int = 3)
     return pd.concat(tables, ignore_index=True)
 
 
-def _seconds(call: Callable[[], object]) -> float:
-    started = time.perf_counter()
-    call()
-    return time.perf_counter() - started
-
-
 COLD_START = """
 import json, sys, threading, time, numpy, psutil
-started = time.perf_counter()
 from unetlib.deploy.predict import load_predictor
-imported, memory, done = time.perf_counter(), [], threading.Event()
+status, done = psutil.Process().memory_info, threading.Event()
+memory = [status().rss]
 def watch():
     while not done.wait(0.002):
-        memory.append(psutil.Process().memory_info().rss)
-watcher = threading.Thread(target=watch, daemon=True)
-watcher.start()
-time.sleep(0.01)
-loading = time.perf_counter()
+        memory.append(status().rss)
+threading.Thread(target=watch, daemon=True).start()
+started, seconds = time.perf_counter(), []
 predictor = load_predictor(device="cpu", **json.loads(sys.argv[1]))
-for count in range(3):
+for _ in range(3):
     predictor.logits(numpy.zeros((1, *predictor.shape), numpy.float32))
-    first = first if count else time.perf_counter() - loading
+    seconds.append(time.perf_counter() - started)
 done.set()
-watcher.join()
-peak = (max(memory) - memory[0]) / 1e6
-print(json.dumps(dict(peak_mb=peak, import_s=imported - started, first_s=first)))
+print(json.dumps(dict(peak_mb=(max(memory) - memory[0]) / 1e6, first_s=seconds[0])))
 """
 
 
@@ -82,15 +71,14 @@ def cold_start(predictor: Predictor) -> dict[str, float]:
 
     Returns:
         ``peak_mb``: resident memory in MB on top of the imports, while loading and predicting
-        three single images; ``import_s``: seconds for importing unetlib; ``first_s``: seconds for
-        loading the model and its first prediction. All are nan for the ``.pth`` file of an own
-        network, whose class another process lacks.
+        three single images; ``first_s``: seconds for loading the model and its first prediction.
+        Both are nan for the ``.pth`` file of an own network, whose class another process lacks.
 
     Raises:
         ModelFileError: the process failed.
     """
     if predictor.network:
-        return dict.fromkeys(("peak_mb", "import_s", "first_s"), np.nan)
+        return dict(peak_mb=np.nan, first_s=np.nan)
     path, settings = str(predictor.path), ("precision", "runtime", "trust")
     how = json.dumps(dict(path=path) | {name: getattr(predictor, name) for name in settings})
     with tempfile.TemporaryDirectory() as folder:  # what torch.compile kept before does not count
@@ -101,12 +89,8 @@ def cold_start(predictor: Predictor) -> dict[str, float]:
 def in_a_fresh_process(code: str, *arguments: str, what: str | Path, **environment: str) -> str:
     """The last line that a separate Python program prints; it has only its arguments and the files.
 
-    Args:
-        what: the file or folder it works on, named where it fails.
-        environment: further environment variables.
-
     Raises:
-        ModelFileError: it failed.
+        ModelFileError: it failed; ``what``, the file or folder that it works on, is named.
     """
     environment = dict(PYTHONPATH=os.pathsep.join(filter(None, sys.path))) | environment
     command, environment = [sys.executable, "-c", code, *arguments], os.environ | environment
@@ -123,5 +107,5 @@ def multiply_rate(device: str | torch.device = "cpu", precision: str = "fp32") -
     matrix = torch.rand(2048, 2048, device=device)
     with torch.inference_mode(), autocast(device, precision):
         matrix @ matrix
-        seconds = min(_seconds(lambda: (matrix @ matrix)[0, 0].item()) for _ in range(5))
+        seconds = min(repeat(lambda: (matrix @ matrix)[0, 0].item(), number=1))
     return 2 * 2048**3 / seconds / 1e9

@@ -65,12 +65,10 @@ def _scored(predictors: list[Predictor], samples: pd.DataFrame, title: str) -> I
         probability = np.concatenate(maps)
         car = probability > predictor.threshold
         first = first or (probability, car)
-        scores = dict(
-            max_abs_diff=float(np.abs(probability - first[0]).max()),
-            pixels_changed=float((car != first[1]).mean()),
-            dice=dice(car, dataset.coverage >= 128).mean().item(),
-        )
-        yield predictor, probability, scores
+        difference = float(np.abs(probability - first[0]).max())
+        scores = dict(max_abs_diff=difference, pixels_changed=float((car != first[1]).mean()))
+        score = dice(car, dataset.coverage >= 128).mean().item()
+        yield predictor, probability, scores | dict(dice=score)
 
 
 def _batches(images: np.ndarray) -> list[np.ndarray]:
@@ -102,11 +100,9 @@ def compare(
         objects = samples.get("mask_value", [None] * len(samples))
         pairs = zip(probabilities, map(load_mask, samples["mask"], objects), strict=True)
         full = [dice(enlarge(p, m.shape) > predictor.threshold, m).item() for p, m in pairs]
-        fresh = cold_start(predictor)
         row = dict(name=predictor.name, dice=scores["dice"], dice_full=float(np.mean(full)))
         row |= dict(agreement=1 - scores["pixels_changed"], max_abs_diff=scores["max_abs_diff"])
-        megabytes = predictor.path.stat().st_size / 1e6
-        row |= dict(megabytes=megabytes, peak_mb=fresh["peak_mb"], first_s=fresh["first_s"])
+        row |= dict(megabytes=predictor.path.stat().st_size / 1e6, **cold_start(predictor))
         rows.append(row)
     times = benchmark(predictors, repeats=repeats)[["name", "p50_ms", "p95_ms", "ratio"]]
     return pd.DataFrame(rows).merge(times, on="name")

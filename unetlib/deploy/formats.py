@@ -1,13 +1,11 @@
-"""Model files -> functions from images to logits, whatever the format; ``manifest`` says which of
-them are safe to open.
-"""
+"""Model files -> functions from images to logits, whatever the format."""
 
-import importlib.util
 import json
 import logging
 import warnings
 from collections.abc import Callable
 from functools import cache
+from importlib.util import find_spec
 from pathlib import Path
 
 import numpy as np
@@ -28,9 +26,9 @@ def describe_onnx(path: Path, description: str) -> None:
     """Store the description in an ONNX file, instead of the exporter's, which names folders."""
     model = onnx.load(path)
     graph = model.graph
-    for part in (*graph.node, *graph.value_info, *graph.input, *graph.output, *graph.initializer):
+    parts = (*graph.node, *graph.value_info, *graph.input, *graph.output, *graph.initializer)
+    for part in (graph, *parts):
         del part.metadata_props[:]
-    del graph.metadata_props[:]
     onnx.helper.set_model_props(model, {METADATA_KEY: description})
     onnx.checker.check_model(model)
     onnx.save(model, path)
@@ -40,8 +38,7 @@ def describe_onnx(path: Path, description: str) -> None:
 def missing_runtime(runtime: Runtime) -> str | None:
     """Why an extra runtime cannot be used here, in a few words; None if it can."""
     if runtime == "openvino":
-        found = importlib.util.find_spec("openvino") is not None
-        return None if found else "not installed (pip install openvino)"
+        return None if find_spec("openvino") else "not installed (pip install openvino)"
     # Where a CUDA toolkit is installed without a GPU, this logs a long warning.
     logging.getLogger("torch.utils.cpp_extension").setLevel(logging.ERROR)
     try:
@@ -91,8 +88,7 @@ def _open_program(path: Path, kind: str, device: torch.device):
                 model = torch.jit.load(path, map_location=device, _extra_files=description)
         return model, dict(json.loads(description[METADATA_KEY]))
     except Exception:  # torch.export raises errors of many kinds on a damaged file
-        problem = "damaged, or not written by unetlib"
-        raise ModelFileError(f"{path}: {problem}; export it again.") from None
+        raise ModelFileError(f"{path}: damaged, or not of unetlib; export it again.") from None
 
 
 def open_onnx(path: Path, threads, precision, runtime) -> tuple[Logits, dict]:
@@ -104,14 +100,23 @@ def open_onnx(path: Path, threads, precision, runtime) -> tuple[Logits, dict]:
         described = {entry.key: entry.value for entry in content.metadata_props}
         quantised = any(node.op_type == "QuantizeLinear" for node in content.graph.node)
         info = json.loads(described[METADATA_KEY]) | dict(format="int8" if quantised else "onnx")
-        start = _start_openvino if runtime == "openvino" else _start_onnxruntime
-        return start(path, threads, precision), info
+        return _start(path, threads, precision, runtime), info
     except Exception as error:  # the runtimes' errors share no public base class
         problem = f"not an ONNX file of unetlib ({str(error).partition(chr(10))[0]})"
         raise ModelFileError(f"{path}: {problem}; export it again.") from None
 
 
-def _start_onnxruntime(path: Path, threads: int | None, precision: str) -> Logits:
+def _start(path: Path, threads: int | None, precision: str, runtime: Runtime | None) -> Logits:
+    if runtime == "openvino":
+        import openvino  # optional, and not cheap to import
+
+        number = "bf16" if precision == "bf16" else "f32"
+        settings = {"PERFORMANCE_HINT": "LATENCY", "INFERENCE_PRECISION_HINT": number}
+        settings |= {"INFERENCE_NUM_THREADS": threads} if threads else {}
+        compiled = openvino.Core().compile_model(path, "CPU", settings)
+        return lambda batch: compiled(batch)[
+            "logits"
+        ].copy()  # the next call writes over its output
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 3  # errors only
     # Idle threads that spin would take the cores from whatever runs next in this process.
@@ -119,13 +124,3 @@ def _start_onnxruntime(path: Path, threads: int | None, precision: str) -> Logit
     options.intra_op_num_threads = threads or 0  # 0: all cores
     session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
     return lambda batch: session.run(["logits"], {"input": batch})[0]
-
-
-def _start_openvino(path: Path, threads: int | None, precision: str) -> Logits:
-    import openvino  # optional, and not cheap to import
-
-    number = "bf16" if precision == "bf16" else "f32"
-    settings = {"PERFORMANCE_HINT": "LATENCY", "INFERENCE_PRECISION_HINT": number}
-    settings |= {"INFERENCE_NUM_THREADS": threads} if threads else {}
-    compiled = openvino.Core().compile_model(path, "CPU", settings)
-    return lambda batch: compiled(batch)["logits"].copy()  # the next call writes over its output

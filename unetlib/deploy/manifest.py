@@ -46,8 +46,7 @@ def check_manifest(folder: Path) -> dict:
     except (FileNotFoundError, ValueError):
         return {}
     if not isinstance(content, dict) or content.keys() - {*FILES.values()}:
-        problem = "not written by unetlib, so kept"
-        raise ModelFileError(f"{folder / MANIFEST}: {problem}; choose another folder.")
+        raise ModelFileError(f"{folder / MANIFEST}: not unetlib's, so kept; give another folder.")
     return content
 
 
@@ -87,8 +86,7 @@ def read_manifest(folder: Path) -> dict[str, dict]:
     except FileNotFoundError:
         return {}
     except (OSError, ValueError, TypeError, AttributeError):
-        problem = "damaged, so it vouches for nothing; export again, or delete it"
-        raise ModelFileError(f"{path}: {problem}.") from None
+        raise ModelFileError(f"{path}: damaged; export again, or delete it.") from None
 
 
 def file_hash(path: Path) -> str:

@@ -78,10 +78,8 @@ class Predictor:
         own, usually 0.5.
         """
         threshold = self.threshold if threshold is None else threshold
-        probability = self.predict_proba(image_or_images, size, flip=flip)
-        if isinstance(probability, list):
-            return [one > threshold for one in probability]
-        return probability > threshold
+        found = self.predict_proba(image_or_images, size, flip=flip)
+        return [one > threshold for one in found] if isinstance(found, list) else found > threshold
 
     def predict_maps(self, images: np.ndarray, flip: bool = False) -> np.ndarray:
         """Probabilities for images as ``load_image`` gives them, nothing resized.

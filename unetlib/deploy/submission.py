@@ -157,7 +157,7 @@ class _Job:
                 batch = reading.popleft()
                 good = [(one, got) for one, got in self._results(batch) if got]
                 reading.extend(islice(begun, 1))
-                maps = self._predict([picture for _, (picture, _) in good])
+                maps = self._predict([picture for _, (picture, _) in good]) if good else []
                 list(self._results(writing))  # written while the network computed
                 sized = [(image, size) for image, (_, size) in good]
                 todo = [(*one, smooth) for one, smooth in zip(sized, maps, strict=True)]
@@ -180,8 +180,6 @@ class _Job:
         return load_image(image, self.predictor.size, self.predictor.colour), image_size(image)
 
     def _predict(self, images: list[np.ndarray]) -> np.ndarray:
-        if not images:
-            return []
         # Batches are filled up: sums round differently in batches of different sizes, and a run
         # that was stopped must end in the same files as one that was not.
         missing = min(BATCH_SIZE, len(self.results)) - len(images)

@@ -65,8 +65,8 @@ def save_atomically(content, path: str | Path, save: Callable = torch.save) -> N
     Raises:
         OSError: disk full, or no permission to write.
     """
-    buffer = io.BytesIO()  # torch's own writers report a full disk as an internal error, or end
-    save(content, buffer)  # the whole process
+    buffer = io.BytesIO()  # on a full disk torch's own writers may end the whole process
+    save(content, buffer)
     with whole_file(path) as part:
         part.write_bytes(buffer.getbuffer())
 
@@ -111,8 +111,7 @@ def load_model(path: str | Path, network: Callable | None = None) -> tuple[nn.Mo
     """
     content = dict(colour=False, network=None) | load_plain(path)  # missing in older files
     if (content.get("format"), content.get("version")) != (FILE_FORMAT, FILE_VERSION):
-        problem = f"not a unetlib model of file version {FILE_VERSION}"
-        raise ModelFileError(f"{path}: {problem}; write it with unetlib.save_model.")
+        raise ModelFileError(f"{path}: no unetlib model of file version 1; train or export again.")
     own = content["network"]
     if own and network is None:
         remedy = f"pass network={own}, or on the command line --network module:{own}"
@@ -122,8 +121,6 @@ def load_model(path: str | Path, network: Callable | None = None) -> tuple[nn.Mo
         model.load_state_dict(content.pop("state_dict"))
         content["size"] = tuple(content["size"]) if np.ndim(content["size"]) else content["size"]
     except (AttributeError, RuntimeError, TypeError, ValueError, KeyError) as error:
-        fit = "the architecture named in the file; export it again"
-        if network is not None:
-            fit = f"what network= makes; pass the class or function that makes its {own or 'UNet'}"
-        raise ModelFileError(f"{path}: the weights do not fit {fit}.") from error
+        remedy = f"pass the class or function that makes its {own or 'UNet'}, or export it again"
+        raise ModelFileError(f"{path}: the weights do not fit the network; {remedy}.") from error
     return model.eval(), content
