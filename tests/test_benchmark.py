@@ -88,7 +88,7 @@ def test_the_benchmark_has_a_row_per_model_and_batch_size(exported):
 def test_a_cold_start_is_measured_in_a_process_of_its_own(exported):
     fresh = cold_start(load_predictor(exported[0] / FILES["onnx"], trust=True))
     assert 0 < fresh["peak_mb"] < 500
-    assert fresh["first_s"] > 0 and fresh["import_s"] > 0
+    assert fresh["first_s"] > 0
 
 
 def test_a_cold_start_with_a_file_that_is_gone_is_an_error(exported, tmp_path):

@@ -17,13 +17,14 @@ from unetlib import (
     UNet,
     config,
     export_all,
+    load_predictor,
     parity,
     quantize_int8,
     save_model,
     to_tensor,
 )
 from unetlib.deploy.export import OPSET
-from unetlib.deploy.formats import METADATA_KEY, open_model
+from unetlib.deploy.formats import METADATA_KEY
 from unetlib.deploy.manifest import MANIFEST, read_manifest
 
 
@@ -74,14 +75,15 @@ def test_the_parity_table_is_the_same_in_a_process_that_has_seen_the_model(expor
 def test_every_format_gives_the_trained_models_logits_for_any_batch_size(
     exported, trained, images, name
 ):
-    logits, info = open_model(exported[0] / FILES[name], device="cpu")
+    predictor = load_predictor(exported[0] / FILES[name], device="cpu")
+    logits = predictor.logits
     for batch in (1, 3):
         np.testing.assert_allclose(
             logits(images[:batch]), logits(images)[:batch], atol=1e-4, rtol=1e-4
         )
     with torch.no_grad():
         expected = trained.model()(torch.from_numpy(images)).numpy()
-    assert (info["format"], info["size"], info["threshold"]) == (name, 32, 0.5)
+    assert (predictor.format, predictor.size, predictor.threshold) == (name, 32, 0.5)
     found = logits(images)
     assert found.dtype == np.float32
     if name == "int8":
@@ -149,7 +151,7 @@ def test_wrong_calibration_makes_a_worse_model(exported, images, tmp_path):
     """Greys of 0 to 255, where the model is fed 0 to 1: the steps become 255 times too coarse."""
     quantize_int8(exported[0] / FILES["onnx"], tmp_path / "wrong.onnx", images * 255)
     paths = exported[0] / FILES["onnx"], exported[0] / FILES["int8"], tmp_path / "wrong.onnx"
-    exact, right, wrong = (open_model(path)[0](images) for path in paths)
+    exact, right, wrong = (load_predictor(path).logits(images) for path in paths)
     assert np.abs(wrong - exact).mean() > 5 * np.abs(right - exact).mean()
 
 
@@ -166,15 +168,15 @@ def test_our_description_is_the_only_one_in_the_file(exported, name):
 
 
 def test_bf16_computes_something_else_than_fp32_but_nearly_the_same(trained, images):
-    full = open_model(trained.checkpoint, "cpu")[0](images[:1])
-    half = open_model(trained.checkpoint, "cpu", precision="bf16")[0](images[:1])
+    full = load_predictor(trained.checkpoint, "cpu").logits(images[:1])
+    half = load_predictor(trained.checkpoint, "cpu", precision="bf16").logits(images[:1])
     assert half.dtype == np.float32
     assert 0 < np.abs(full - half).max() < 0.05 * np.abs(full).max()
 
 
 @pytest.mark.parametrize("name", ["pytorch", "exported", "onnx", "int8"])
 def test_formats_take_any_size_in_multiples_of_4(exported, trained, name):
-    logits, _ = open_model(exported[0] / FILES[name], device="cpu")
+    logits = load_predictor(exported[0] / FILES[name], device="cpu").logits
     for shape in ((20, 48), (8, 8), (64, 32)):
         batch = np.random.default_rng(0).random((2, 1, *shape), dtype=np.float32)
         with torch.no_grad():
@@ -209,8 +211,8 @@ def test_a_float_format_beyond_its_tolerance_is_refused_and_not_left_behind(
     assert {path.name for path in folder.iterdir()} == {*left, MANIFEST}
     assert set(read_manifest(folder)) == left
     for file in left:  # of the network given now
-        _, info = open_model(folder / file)
-        assert (info["size"], info["threshold"]) == (16, 0.3)
+        predictor = load_predictor(folder / file)
+        assert (predictor.size, predictor.threshold) == (16, 0.3)
 
 
 def check_notes(folder, table, caught) -> None:

@@ -24,10 +24,10 @@ from unetlib import (
     decode_once,
     fit,
     load_model,
+    load_predictor,
     load_run,
     to_tensor,
 )
-from unetlib.deploy.formats import open_model
 from unetlib.deploy.manifest import MANIFEST
 
 PAGE = 4096
@@ -195,7 +195,7 @@ def models(exported, tables, tmp_path_factory):
     folder = tmp_path_factory.mktemp("models") / "models"
     shutil.copytree(exported[0], folder)
     images = to_tensor(CarvanaDataset(tables[1], 32).images[:1]).numpy()
-    logits = {name: open_model(folder / name, "cpu")[0](images) for name in FILES.values()}
+    logits = {name: load_predictor(folder / name, "cpu").logits(images) for name in FILES.values()}
     return folder, images, logits
 
 
@@ -210,7 +210,7 @@ def test_a_damaged_model_is_never_used(models, name, happened):
     with put_back(folder / name):
         spoil(folder / name, happened)
         try:
-            assert np.array_equal(open_model(folder / name, "cpu")[0](images), logits[name])
+            assert np.array_equal(load_predictor(folder / name, "cpu").logits(images), logits[name])
         except ModelFileError as error:
             says_so(error, str(folder / name))
 
@@ -227,7 +227,7 @@ def test_one_changed_byte_of_a_model_is_noticed(models, name):
         content[len(content) // 2] ^= 1
         path.write_bytes(content)
         with pytest.raises(ModelFileError, match=name):
-            open_model(path, "cpu")
+            load_predictor(path, "cpu")
 
 
 @pytest.mark.fault(
@@ -239,7 +239,7 @@ def test_a_zip_archive_with_a_broken_table_of_contents_is_refused(models, name):
     with put_back(path) as whole:
         path.write_bytes(whole.replace(b"PK\x01\x02", b"PK\x01\x03"))
         with pytest.raises(ModelFileError, match=name):
-            open_model(path, "cpu")
+            load_predictor(path, "cpu")
 
 
 @pytest.mark.fault(
@@ -254,7 +254,7 @@ def test_an_archive_of_several_disks_is_refused(models, name):
         locator = whole.rindex(b"PK\x06\x07")
         path.write_bytes(whole[: locator + 16] + b"\x02" + whole[locator + 17 :])
         with pytest.raises(ModelFileError, match=name):
-            open_model(path, "cpu")
+            load_predictor(path, "cpu")
 
 
 @pytest.mark.fault(
@@ -282,6 +282,6 @@ def test_a_damaged_manifest_vouches_for_nothing(models, name, happened):
     with put_back(folder / MANIFEST):
         spoil(folder / MANIFEST, happened)
         try:
-            assert np.array_equal(open_model(folder / name, "cpu")[0](images), logits[name])
+            assert np.array_equal(load_predictor(folder / name, "cpu").logits(images), logits[name])
         except ModelFileError as error:
             says_so(error, str(folder))

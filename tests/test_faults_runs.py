@@ -28,10 +28,10 @@ from unetlib import (
     export_all,
     find_runs,
     fit,
+    load_predictor,
     load_run,
     lr_find,
 )
-from unetlib.deploy.formats import open_model
 from unetlib.store.model_file import save_atomically
 
 RECIPE = Recipe(widths=(4, 8), size=32, lr=1e-2, epochs=3, batch_size=5, precision="fp32")
@@ -171,7 +171,9 @@ def test_two_exports_into_one_folder_leave_one_whole_export(trained, tables, tmp
         assert answer.recv() == len(FILES)
         process.join()
     images = np.random.default_rng(0).random((1, 1, 32, 32), dtype=np.float32)
-    logits = {name: open_model(folder / file, "cpu")[0](images) for name, file in FILES.items()}
+    logits = {
+        name: load_predictor(folder / file, "cpu").logits(images) for name, file in FILES.items()
+    }
     for name in ("torchscript", "exported", "onnx"):
         np.testing.assert_allclose(logits[name], logits["pytorch"], atol=1e-3)
 

@@ -10,11 +10,11 @@ import json
 import sys
 import warnings
 from functools import partial
+from itertools import starmap
 
 import tyro
 
 from unetlib.cli import commands as offered
-from unetlib.recipe import Recipe
 
 DESCRIPTION = "Train, export, compare and use a small U-Net on the Carvana Image Masking Challenge."
 
@@ -28,15 +28,13 @@ def main(arguments: list[str] | None = None) -> int:
     """
     warnings.showwarning = lambda message, *_: print(f"warning: {message}", file=sys.stderr)
     arguments = sys.argv[1:] if arguments is None else arguments
+    names = ("train", "export", "predict", "compare", "download", "subset", "check")
+    commands = {name: getattr(offered, name) for name in names}
     # The recipe that is named gives all other settings their defaults.
     parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     parser.add_argument("--recipe")
-    start = parser.parse_known_args(arguments)[0].recipe
-    names = ("train", "export", "predict", "compare", "download", "subset", "check")
-    commands = {name: getattr(offered, name) for name in names}
-    if start == "fast":
-        fast = {name: getattr(Recipe.fast(), name) for name in vars(offered.BASELINE)}
-        commands["train"] = partial(offered.train, settings=offered.Settings(**fast))
+    if parser.parse_known_args(arguments)[0].recipe == "fast":
+        commands["train"] = partial(offered.train, settings=offered.FAST)
     try:
         result = tyro.extras.subcommand_cli_from_dict(
             commands, prog="python -m unetlib", description=DESCRIPTION, args=arguments
@@ -45,7 +43,7 @@ def main(arguments: list[str] | None = None) -> int:
         print("stopped", file=sys.stderr)
         return 130
     except (OSError, ValueError, RuntimeError) as error:
-        # Not imported for its name: PyTorch would be, too.
+        # By name: importing it would import PyTorch.
         if isinstance(error, RuntimeError) and type(error).__name__ != "TrainingError":
             raise
         print(f"error: {error}", file=sys.stderr)
@@ -56,31 +54,19 @@ def main(arguments: list[str] | None = None) -> int:
         distributed.destroy_process_group()
     if result is None:
         return 0
-    if "--json" in arguments:
-        print(json.dumps(result))
-    else:
-        _show(result)
-    if result.get("problems"):
-        return 1
-    return 0 if result.get("finished", True) else 130
+    shown = [json.dumps(result)] if "--json" in arguments else starmap(_text, result.items())
+    print(*shown, sep="\n")
+    return 1 if result.get("problems") else 0 if result.get("finished", True) else 130
 
 
-def _show(result: dict) -> None:
-    for name, value in result.items():
-        if isinstance(value, list) and value and isinstance(value[0], dict):
-            import pandas as pd
+def _text(name: str, value) -> str:
+    if isinstance(value, list) and value and isinstance(value[0], dict):
+        import pandas as pd
 
-            print(pd.DataFrame(value).to_string(index=False, float_format="{:.4g}".format))
-        else:
-            print(f"{name}: {_text(value)}")
-
-
-def _text(value) -> str:
-    if isinstance(value, list):
-        return _text(", ".join(value)) or "none"
-    if isinstance(value, float):
-        return f"{value:.4g}"
-    return str(value).encode(errors="backslashreplace").decode()  # a name need not be UTF-8
+        return pd.DataFrame(value).to_string(index=False, float_format="{:.4g}".format)
+    value = ", ".join(value) or "none" if isinstance(value, list) else value
+    text = f"{name}: {value:.4g}" if isinstance(value, float) else f"{name}: {value}"
+    return text.encode(errors="backslashreplace").decode()  # a file's name need not be UTF-8
 
 
 if __name__ == "__main__":

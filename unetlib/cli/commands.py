@@ -7,7 +7,6 @@ import os
 import shutil
 import sys
 import warnings
-from collections.abc import Callable
 from contextlib import redirect_stdout
 from dataclasses import fields, make_dataclass
 from datetime import timedelta
@@ -25,12 +24,11 @@ from unetlib.recipe import BUILT_IN, Recipe
 from unetlib.support import folders
 from unetlib.support.files import whole_file
 
-DATA_HELP = "Data set in Carvana's layout; default: UNETLIB_DATA."
-Data = Annotated[Path | None, arg(help=DATA_HELP)]
+Data = Annotated[Path | None, arg(help="Data set in Carvana's layout; default: UNETLIB_DATA.")]
 # For the help alone: __main__ looks for it.
 Json = Annotated[bool, arg(help="Print one JSON object as the last line of stdout.")]
 Network = Annotated[str | None, arg(help="Own network, MODULE:NAME of its class or function.")]
-Runtime = Literal["openvino", "compile"]
+Runtime = manifest.Runtime
 
 # A recipe as options, which cannot be functions: the built-in names are offered.
 TYPES = get_type_hints(Recipe) | {name: Literal[names] for name, names in BUILT_IN.items()}
@@ -38,6 +36,7 @@ OPTIONS = [(f.name, TYPES[f.name], f.default) for f in fields(Recipe) if f.name 
 CHECKS = dict(__doc__=Recipe.__doc__, __post_init__=lambda self: Recipe(**vars(self)) and None)
 Settings = make_dataclass("Settings", OPTIONS, namespace=CHECKS)
 BASELINE = Settings()
+FAST = Settings(**{name: getattr(Recipe.fast(), name) for name, *_ in OPTIONS})
 
 
 def train(
@@ -58,27 +57,23 @@ def train(
         output_dir: Where unet_model.pth is written; default: models.
         retrain: Train again even if this recipe was trained on this data before.
     """
-    alone = os.environ.get("WORLD_SIZE", "1") == "1"  # torchrun and accelerate launch set both
-    is_main = alone or os.environ.get("RANK", "0") == "0"
-    if not is_main:
+    rank = os.environ.get("RANK", "0") if os.environ.get("WORLD_SIZE", "1") != "1" else "0"
+    checkpoint = (output_dir or folders.models_dir()) / manifest.FILES["pytorch"]
+    manifest.check_manifest(checkpoint.parent)
+    train_rows, val_rows = unetlib.split_by_group(unetlib.find_samples(data))
+    profile, own = unetlib.profile(), _imported(network) or "unet"
+    if rank == "0":
+        print(profile, file=sys.stderr)
+    else:
         warnings.simplefilter("ignore")
-    output_dir = output_dir or folders.models_dir()
-    manifest.check_manifest(output_dir)
-    train_rows, val_rows = _split(data)
-    own = dict(network=_imported(network)) if network else {}
-    scaled = unetlib.profile().scale(Recipe(**vars(settings), **own))
-    if is_main:
-        print(unetlib.profile(), file=sys.stderr)
-    run = unetlib.fit(scaled, unetlib.profile().thin(train_rows), val_rows, retrain=retrain)
-    if not is_main:
+    scaled = profile.scale(Recipe(**vars(settings), network=own))
+    run = unetlib.fit(scaled, profile.thin(train_rows), val_rows, retrain=retrain)
+    if rank != "0":
         return None
-    if run.history.empty:
-        raise unetlib.TrainingError("Stopped before an epoch was finished: nothing to write yet.")
-    checkpoint = output_dir / manifest.FILES["pytorch"]
     run.model()  # refuses a damaged file before it replaces a sound one
     with whole_file(checkpoint) as part:
         shutil.copyfile(run.checkpoint, part)
-    manifest.write_manifest(output_dir, [checkpoint])
+    manifest.write_manifest(checkpoint.parent, [checkpoint])
     names = ("best_dice", "best_epoch", "finished", "seconds", "images_per_second")
     facts = ("device", "processes", "precision", "batch_size", "lr")
     result = {name: getattr(run, name) for name in names}
@@ -99,18 +94,16 @@ def export(
         checkpoint: A run's best.pth or an exported .pth; default: the newest run.
         output_dir: Where the files are written; default: models.
     """
-    if checkpoint is None:
-        runs, where = unetlib.find_runs(), folders.runs_dir()
-        if not runs:
-            raise unetlib.ModelFileError(f"{where}: no run yet; run python -m unetlib train first.")
-        checkpoint = runs[-1].checkpoint
+    if checkpoint is None and not (runs := unetlib.find_runs()):
+        where, remedy = folders.runs_dir(), "run python -m unetlib train first"
+        raise unetlib.ModelFileError(f"{where}: no run yet; {remedy}.")
+    checkpoint = checkpoint or runs[-1].checkpoint
     manifest.check_file(checkpoint, trust=True)
     output_dir = output_dir or folders.models_dir()
     manifest.check_manifest(output_dir)
-    train_rows, val_rows = _split(data)
-    train_rows = unetlib.profile().thin(train_rows)
-    own = _imported(network)
-    table = unetlib.export_all(checkpoint, output_dir, train=train_rows, val=val_rows, network=own)
+    train_rows, val_rows = unetlib.split_by_group(unetlib.find_samples(data))
+    rows = dict(train=unetlib.profile().thin(train_rows), val=val_rows)
+    table = unetlib.export_all(checkpoint, output_dir, **rows, network=_imported(network))
     return dict(checkpoint=str(checkpoint), formats=table.to_dict("records"))
 
 
@@ -147,9 +140,8 @@ def predict(
     processes = start_accelerator(timeout=timedelta(days=7))  # computers may differ in speed
     here = int(os.environ.get("LOCAL_WORLD_SIZE", 1))
     threads = max(1, (os.cpu_count() or 1) // here) if here > 1 else None
-    predictor = unetlib.load_predictor(
-        model, processes.device, threads, trust=trust, runtime=runtime, network=own
-    )
+    how = dict(trust=trust, runtime=runtime, network=own)
+    predictor = unetlib.load_predictor(model, processes.device, threads, **how)
     write = unetlib.write_submission if to_csv else unetlib.write_masks
     left_out = write(predictor, images, output, flip=flip, accelerator=processes)
     if not processes.is_main_process:
@@ -173,10 +165,10 @@ def compare(
     """
     models = models or folders.models_dir()
     manifest.exported_files(models)
-    _, val_rows = _split(data)
-    own = _imported(network)
+    _, val_rows = unetlib.split_by_group(unetlib.find_samples(data))
+    how = dict(runtimes=runtimes, network=_imported(network))
     with redirect_stdout(sys.stderr):  # what is left out is no part of the table
-        table = unetlib.compare(models, val_rows, runtimes=runtimes, network=own)
+        table = unetlib.compare(models, val_rows, **how)
     return dict(formats=table.astype(object).where(table.notna(), None).to_dict("records"))
 
 
@@ -220,7 +212,7 @@ def subset(
     return dict(data=str(target))
 
 
-def check(data: Annotated[Positional[Path | None], arg(help=DATA_HELP)] = None, json: Json = False):
+def check(data: Positional[Data] = None, json: Json = False):
     """Find all that is wrong with a data set: damaged pictures, masks and csv files that disagree.
 
     Ends with status 1 if there is anything.
@@ -233,21 +225,14 @@ def check(data: Annotated[Positional[Path | None], arg(help=DATA_HELP)] = None, 
     return dict(data=str(folder), problems=problems if json else len(problems))
 
 
-def _imported(network: str | None) -> Callable | None:
-    """What ``--network`` names; modules of the current folder are found."""
-    if network is None:
-        return None
+def _imported(network: str | None):
+    """What ``--network`` names, if anything; modules of the current folder are found."""
     sys.path.append(os.getcwd())
     try:
-        found = resolve_name(network)
+        if network is None or callable(found := resolve_name(network)):
+            return network and found
+        why = "it is no class or function"
     except (ImportError, AttributeError, ValueError) as error:
-        found = error
-    if not callable(found):
-        why = found if isinstance(found, Exception) else "it is no class or function"
-        example = "give MODULE:NAME, for example my_networks:MyUNet"
-        raise unetlib.ModelFileError(f"--network {network}: {why}; {example}.") from None
-    return found
-
-
-def _split(data: Path | None) -> tuple:
-    return unetlib.split_by_group(unetlib.find_samples(data), fraction=0.2, seed=0)
+        why = error
+    remedy = "give MODULE:NAME, for example my_networks:MyUNet"
+    raise unetlib.ModelFileError(f"--network {network}: {why}; {remedy}.")

@@ -8,10 +8,9 @@ import os
 import subprocess
 import sys
 import tempfile
-import time
-from collections.abc import Callable, Iterable
 from functools import partial
 from pathlib import Path
+from timeit import repeat, timeit
 
 import numpy as np
 import pandas as pd
@@ -23,12 +22,7 @@ from unetlib.device import autocast
 from unetlib.support.errors import ModelFileError
 
 
-def benchmark(
-    predictors: Iterable[Predictor],
-    batch_sizes: Iterable[int] = (1,),
-    repeats: int = 30,
-    warm_up: int = 3,
-) -> pd.DataFrame:
+def benchmark(predictors, batch_sizes=(1,), repeats: int = 30, warm_up: int = 3) -> pd.DataFrame:
     """Time the bare models on random input, turn by turn.
 
     The predictors take turns within every repeat, so that a machine that slows down (heat, other
@@ -39,49 +33,36 @@ def benchmark(
         call, ``images_per_second`` (at the median), ``ratio`` (how many times faster than the first
         predictor at that batch size).
     """
-    predictors, rng, rows = list(predictors), np.random.default_rng(0), []
+    predictors, rng, tables = list(predictors), np.random.default_rng(0), []
     for batch_size in batch_sizes:
         times = [[] for _ in predictors]
         for _ in tqdm(range(warm_up + repeats), desc=f"timing batches of {batch_size}"):
             for predictor, taken in zip(predictors, times, strict=True):
                 batch = rng.random((batch_size, *predictor.shape), np.float32)
-                taken.append(_seconds(partial(predictor.logits, batch)))
-        for predictor, taken in zip(predictors, times, strict=True):
-            p50, p95 = 1000 * np.percentile(taken[warm_up:], [50, 95])
-            row = dict(name=predictor.name, batch=batch_size, p50_ms=p50, p95_ms=p95)
-            row |= dict(images_per_second=1000 * batch_size / p50)
-            rows.append(row | dict(ratio=1000 * np.median(times[0][warm_up:]) / p50))
-    return pd.DataFrame(rows)
-
-
-def _seconds(call: Callable[[], object]) -> float:
-    started = time.perf_counter()
-    call()
-    return time.perf_counter() - started
+                taken.append(timeit(partial(predictor.logits, batch), number=1))
+        p50, p95 = 1000 * np.percentile(np.array(times)[:, warm_up:], [50, 95], axis=1)
+        speeds = dict(p50_ms=p50, p95_ms=p95, images_per_second=1000 * batch_size / p50)
+        names = dict(name=[one.name for one in predictors], batch=batch_size)
+        tables.append(pd.DataFrame(names | speeds | dict(ratio=p50[0] / p50)))
+    return pd.concat(tables, ignore_index=True)
 
 
 COLD_START = """
-import json, sys, threading, time
-import numpy, psutil
-started = time.perf_counter()
+import json, sys, threading, time, numpy, psutil
 from unetlib.deploy.predict import load_predictor
-imported = time.perf_counter()
-process, peak, done = psutil.Process(), [0], threading.Event()
-before = process.memory_info().rss
+status, done = psutil.Process().memory_info, threading.Event()
+memory = [status().rss]
 def watch():
     while not done.wait(0.002):
-        peak[0] = max(peak[0], process.memory_info().rss)
-watcher = threading.Thread(target=watch, daemon=True); watcher.start()
-loading = time.perf_counter()
+        memory.append(status().rss)
+threading.Thread(target=watch, daemon=True).start()
+started, seconds = time.perf_counter(), []
 predictor = load_predictor(device="cpu", **json.loads(sys.argv[1]))
-batch = numpy.zeros((1, *predictor.shape), numpy.float32)
-predictor.logits(batch)
-first = time.perf_counter()
-for _ in range(2):
-    predictor.logits(batch)
-done.set(); watcher.join()
-print(json.dumps(dict(peak_mb=(max(peak[0], before) - before) / 1e6, import_s=imported - started,
-                      first_s=first - loading)))
+for _ in range(3):
+    predictor.logits(numpy.zeros((1, *predictor.shape), numpy.float32))
+    seconds.append(time.perf_counter() - started)
+done.set()
+print(json.dumps(dict(peak_mb=(max(memory) - memory[0]) / 1e6, first_s=seconds[0])))
 """
 
 
@@ -90,44 +71,34 @@ def cold_start(predictor: Predictor) -> dict[str, float]:
 
     Returns:
         ``peak_mb``: resident memory in MB on top of the imports, while loading and predicting
-        three single images; ``import_s``: seconds for importing unetlib; ``first_s``: seconds for
-        loading the model and its first prediction. All are nan for the ``.pth`` file of an own
-        network, whose class another process lacks.
+        three single images; ``first_s``: seconds for loading the model and its first prediction.
+        Both are nan for the ``.pth`` file of an own network, whose class another process lacks.
 
     Raises:
         ModelFileError: the process failed.
     """
     if predictor.network:
-        return dict.fromkeys(("peak_mb", "import_s", "first_s"), np.nan)
-    settings = {name: getattr(predictor, name) for name in ("precision", "runtime", "trust")}
-    settings = json.dumps(dict(path=str(predictor.path)) | settings)
+        return dict(peak_mb=np.nan, first_s=np.nan)
+    path, settings = str(predictor.path), ("precision", "runtime", "trust")
+    how = json.dumps(dict(path=path) | {name: getattr(predictor, name) for name in settings})
     with tempfile.TemporaryDirectory() as folder:  # what torch.compile kept before does not count
-        output = in_a_fresh_process(
-            COLD_START, settings, what=predictor.path, TORCHINDUCTOR_CACHE_DIR=folder
-        )
-    return json.loads(output.strip().splitlines()[-1])
+        fresh = dict(TORCHINDUCTOR_CACHE_DIR=folder)
+        return json.loads(in_a_fresh_process(COLD_START, how, what=path, **fresh))
 
 
-def in_a_fresh_process(
-    code: str, *arguments: str, what: str | Path, input: str | None = None, **environment: str
-) -> str:
-    """What a separate Python program prints, which has only its arguments and the files.
-
-    Args:
-        what: the file or folder it works on, named where it fails.
-        input: for its stdin.
-        environment: further environment variables.
+def in_a_fresh_process(code: str, *arguments: str, what: str | Path, **environment: str) -> str:
+    """The last line that a separate Python program prints; it has only its arguments and the files.
 
     Raises:
-        ModelFileError: it failed.
+        ModelFileError: it failed; ``what``, the file or folder that it works on, is named.
     """
     environment = dict(PYTHONPATH=os.pathsep.join(filter(None, sys.path))) | environment
-    settings = dict(input=input, capture_output=True, text=True, env=os.environ | environment)
-    finished = subprocess.run([sys.executable, "-c", code, *arguments], **settings)
+    command, environment = [sys.executable, "-c", code, *arguments], os.environ | environment
+    finished = subprocess.run(command, capture_output=True, text=True, env=environment)
     if finished.returncode:
         reason = finished.stderr.strip().rpartition("\n")[2] or f"exit {finished.returncode}"
         raise ModelFileError(f"{what}: a fresh process cannot use it: {reason}")
-    return finished.stdout
+    return finished.stdout.strip().rpartition("\n")[2]
 
 
 def multiply_rate(device: str | torch.device = "cpu", precision: str = "fp32") -> float:
@@ -136,5 +107,5 @@ def multiply_rate(device: str | torch.device = "cpu", precision: str = "fp32") -
     matrix = torch.rand(2048, 2048, device=device)
     with torch.inference_mode(), autocast(device, precision):
         matrix @ matrix
-        seconds = min(_seconds(lambda: (matrix @ matrix)[0, 0].item()) for _ in range(5))
+        seconds = min(repeat(lambda: (matrix @ matrix)[0, 0].item(), number=1))
     return 2 * 2048**3 / seconds / 1e9

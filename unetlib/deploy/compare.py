@@ -1,6 +1,7 @@
 """Exported files, images -> tables of how alike, how good, how fast and how large they are."""
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
+from copy import copy
 from pathlib import Path
 
 import numpy as np
@@ -8,7 +9,7 @@ import pandas as pd
 import torch
 from tqdm.auto import tqdm
 
-from unetlib.dataset import CarvanaDataset, to_tensor
+from unetlib.dataset import CarvanaDataset
 from unetlib.deploy.benchmark import benchmark, cold_start
 from unetlib.deploy.formats import missing_runtime
 from unetlib.deploy.manifest import FILES, RUNTIMES, exported_files, read_manifest
@@ -16,7 +17,7 @@ from unetlib.deploy.predict import BATCH_SIZE, Predictor, enlarge, load_predicto
 from unetlib.device import pick_precision
 from unetlib.masks import load_mask
 from unetlib.metrics import dice
-from unetlib.store.model_file import load_content
+from unetlib.store.model_file import load_plain
 from unetlib.support.cache import decode_once
 
 TOLERANCE = 1e-4  # largest difference in probability allowed to the float formats
@@ -31,7 +32,7 @@ def parity(models_dir, samples: pd.DataFrame, network=None, logits=None) -> pd.D
         models_dir: where ``export_all`` wrote.
         samples: sample table with masks.
         network: of an own network, see ``load_model``.
-        logits: the file of ``keep_logits``, where a process lacks the PyTorch file's class.
+        logits: a ``.npy`` file of the PyTorch file's, where this process lacks ``network``.
 
     Returns:
         A row per format: ``format``, ``file``, ``bytes``, ``max_abs_diff`` (of probabilities),
@@ -40,14 +41,13 @@ def parity(models_dir, samples: pd.DataFrame, network=None, logits=None) -> pd.D
         file that loses more than 0.01 Dice, else "").
     """
     paths, rows = [Path(models_dir) / file for file in FILES.values()], []
-    rest = [load_predictor(path, "cpu") for path in paths[1:]]
+    predictors = [load_predictor(path, "cpu") for path in paths[1:]]
     if logits is None:
         first = load_predictor(paths[0], "cpu", network=network)
     else:
-        kept = iter(_batches(np.load(logits)))
-        info = vars(rest[0]) | dict(format="pytorch")
-        first = Predictor(lambda _: next(kept), info, paths[0], "fp32", False, None)
-    for predictor, _, scores in _scored([first, *rest], samples, "comparing formats"):
+        first, kept = copy(predictors[0]), iter(_batches(np.load(logits)))
+        first.format, first.path, first.logits = "pytorch", paths[0], lambda _: next(kept)
+    for predictor, _, scores in _scored([first, *predictors], samples, "comparing formats"):
         difference = scores["dice"] - (rows[0]["dice"] if rows else scores["dice"])
         lost_much = predictor.format == "int8" and difference < -INT8_TOLERANCE
         row = dict(format=predictor.format, file=predictor.path.name)
@@ -58,40 +58,25 @@ def parity(models_dir, samples: pd.DataFrame, network=None, logits=None) -> pd.D
 
 def _scored(predictors: list[Predictor], samples: pd.DataFrame, title: str) -> Iterator[tuple]:
     """``(predictor, probabilities (N, H, W), scores)``; the first is the reference."""
-    dataset, first = _dataset(predictors[0], samples), None
+    size, colour, first = predictors[0].size, predictors[0].colour, None
+    dataset = CarvanaDataset(samples, size, decode=decode_once, colour=colour)
     for predictor in tqdm(predictors, title):
         maps = [predictor.predict_maps(batch) for batch in _batches(dataset.images)]
         probability = np.concatenate(maps)
         car = probability > predictor.threshold
         first = first or (probability, car)
-        scores = dict(
-            max_abs_diff=float(np.abs(probability - first[0]).max()),
-            pixels_changed=float((car != first[1]).mean()),
-            dice=dice(car, dataset.coverage >= 128).mean().item(),
-        )
-        yield predictor, probability, scores
-
-
-def _dataset(predictor: Predictor, samples: pd.DataFrame) -> CarvanaDataset:
-    return CarvanaDataset(samples, predictor.size, decode=decode_once, colour=predictor.colour)
+        difference = float(np.abs(probability - first[0]).max())
+        scores = dict(max_abs_diff=difference, pixels_changed=float((car != first[1]).mean()))
+        score = dice(car, dataset.coverage >= 128).mean().item()
+        yield predictor, probability, scores | dict(dice=score)
 
 
 def _batches(images: np.ndarray) -> list[np.ndarray]:
     return np.array_split(images, -(-len(images) // BATCH_SIZE))
 
 
-def keep_logits(predictor: Predictor, samples: pd.DataFrame, path: str | Path) -> None:
-    """Write a model's logits of the samples' images as ``.npy``, float32 ``(N, 1, H, W)``."""
-    batches = _batches(_dataset(predictor, samples).images)
-    np.save(path, np.concatenate([predictor.logits(to_tensor(one).numpy()) for one in batches]))
-
-
 def compare(
-    models_dir: str | Path,
-    samples: pd.DataFrame,
-    repeats: int = 30,
-    runtimes: Iterable[str] = ("openvino", "compile"),
-    network=None,
+    models_dir, samples: pd.DataFrame, repeats=30, runtimes=("openvino", "compile"), network=None
 ) -> pd.DataFrame:
     """Compare all ways to run the exported model on the CPU: quality, speed, size and memory.
 
@@ -107,8 +92,7 @@ def compare(
         ``first_s`` (see ``cold_start``), ``p50_ms``, ``p95_ms``, ``ratio``.
 
     Raises:
-        DataError: no exported model in the folder.
-        ModelFileError: a file is damaged or not the exported one.
+        DataError, ModelFileError, ValueError: see ``predictors_in``.
     """
     predictors = predictors_in(models_dir, runtimes=runtimes, network=network)
     rows = []
@@ -116,20 +100,16 @@ def compare(
         objects = samples.get("mask_value", [None] * len(samples))
         pairs = zip(probabilities, map(load_mask, samples["mask"], objects), strict=True)
         full = [dice(enlarge(p, m.shape) > predictor.threshold, m).item() for p, m in pairs]
-        fresh = cold_start(predictor)
         row = dict(name=predictor.name, dice=scores["dice"], dice_full=float(np.mean(full)))
         row |= dict(agreement=1 - scores["pixels_changed"], max_abs_diff=scores["max_abs_diff"])
-        row |= dict(megabytes=predictor.path.stat().st_size / 1e6)
-        rows.append(row | dict(peak_mb=fresh["peak_mb"], first_s=fresh["first_s"]))
+        row |= dict(megabytes=predictor.path.stat().st_size / 1e6, **cold_start(predictor))
+        rows.append(row)
     times = benchmark(predictors, repeats=repeats)[["name", "p50_ms", "p95_ms", "ratio"]]
     return pd.DataFrame(rows).merge(times, on="name")
 
 
 def predictors_in(
-    models_dir: str | Path,
-    threads: int | None = None,
-    runtimes: str | Iterable[str] = ("openvino", "compile"),
-    network=None,
+    models_dir, threads: int | None = None, runtimes=("openvino", "compile"), network=None
 ) -> list[Predictor]:
     """Every way to run the exported model on this computer's CPU, eager PyTorch fp32 first.
 
@@ -139,7 +119,7 @@ def predictors_in(
     Args:
         models_dir: where ``export_all`` wrote.
         threads: number of CPU threads to compute with; None: all cores.
-        runtimes: extra ones, of ``formats.Runtime``.
+        runtimes: extra ones, of ``manifest.RUNTIMES``; one need not be in a list.
         network: of an own network, see ``load_model``; None leaves its ``.pth`` file out.
 
     Raises:
@@ -147,29 +127,24 @@ def predictors_in(
         ModelFileError: a file is damaged or not the exported one.
         ValueError: an unknown runtime, or ``threads`` is not an integer above 0.
     """
-    models_dir = Path(models_dir)
+    models_dir, native = Path(models_dir), pick_precision(torch.device("cpu"))
     runtimes = [runtimes] if isinstance(runtimes, str) else list(runtimes)
     unknown = [runtime for runtime in runtimes if runtime not in RUNTIMES]
     if unknown:
         raise ValueError(f"runtime {unknown[0]!r} is unknown: use {' or '.join(RUNTIMES)}.")
-    files = exported_files(models_dir)
-    manifest = read_manifest(models_dir)
-    weights = {name: manifest.get(path.name, {}).get("weights") for name, path in files.items()}
-    first = next(iter(files))
-    for name in [name for name in files if weights[name] != weights[first]]:
-        print(f"{files.pop(name)}: left out, of another training than {FILES[first]}; export again")
-    asked = network is None and "pytorch" in files and len(files) > 1
-    if asked and (own := load_content(files["pytorch"])["network"]):
-        print(f"{files.pop('pytorch')}: left out, it needs its class (network={own})")
-    native = pick_precision(torch.device("cpu"))
+    files, manifest = exported_files(models_dir), read_manifest(models_dir)
+    weights = {path: manifest.get(path.name, {}).get("weights") for path in files.values()}
+    first, *rest = files.values()
+    why = f"of another training than {first.name}; export again"
+    problems = {path: why for path in rest if weights[path] != weights[first]}
+    asked = network is None and "pytorch" in files and len(rest) > len(problems)
+    if asked and (own := load_plain(first).get("network")):
+        problems[first] = f"it needs its class (network={own})"
     if native != "bf16":
-        print("bf16: left out, this processor does not compute with it natively")
-    usable = {None}
-    for runtime in runtimes:
-        if reason := missing_runtime(runtime):
-            print(f"{runtime}: left out, {reason}")
-        else:
-            usable.add(runtime)
+        problems["bf16"] = "this processor does not compute with it natively"
+    problems |= {one: why for one in runtimes if (why := missing_runtime(one))}
+    for left_out, why in problems.items():
+        print(f"{left_out}: left out, {why}")
     ways = [("pytorch", "fp32", None), ("pytorch", "bf16", None)]
     ways += [(name, "fp32", None) for name in FILES if name != "pytorch"]
     ways += [("onnx", "fp32", "openvino"), ("int8", "fp32", "openvino")]
@@ -177,5 +152,6 @@ def predictors_in(
     return [
         load_predictor(files[name], "cpu", threads, precision, runtime=runtime, network=network)
         for name, precision, runtime in ways
-        if name in files and precision in ("fp32", native) and runtime in usable
+        if name in files and runtime in (None, *runtimes)
+        if not {files[name], precision, runtime} & problems.keys()
     ]

@@ -10,11 +10,10 @@
 Every file carries image size, normalisation and threshold, so that it is enough to predict with.
 """
 
-import io
+import json
 import os
 import tempfile
 import warnings
-from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
@@ -33,17 +32,16 @@ from tqdm.auto import tqdm
 
 from unetlib.dataset import CarvanaDataset, to_tensor
 from unetlib.deploy.benchmark import in_a_fresh_process
-from unetlib.deploy.compare import TOLERANCE, keep_logits, parity
-from unetlib.deploy.formats import METADATA_KEY, describe, describe_onnx, legacy_allowed
+from unetlib.deploy.compare import TOLERANCE, parity
+from unetlib.deploy.formats import METADATA_KEY, describe_onnx
 from unetlib.deploy.manifest import FILES, MANIFEST, check_manifest, write_manifest
-from unetlib.deploy.predict import load_predictor
-from unetlib.metrics import evaluating
+from unetlib.metrics import dataset_logits
+from unetlib.model import evaluating
 from unetlib.pictures import sides
-from unetlib.recipe import resolve
-from unetlib.store.model_file import as_built, load_model, save_model
+from unetlib.store.model_file import as_built, description, load_model, save_atomically, save_model
 from unetlib.support.errors import ModelFileError
 from unetlib.support.files import locked, whole_file
-from unetlib.support.folders import models_dir
+from unetlib.support.folders import cache_dir, models_dir
 
 OPSET = 20
 CALIBRATION_IMAGES = 32
@@ -73,93 +71,83 @@ def export_all(
             cannot record the network (older ones stay); or the folder's manifest.json is another
             program's.
     """
-    if network is None and hasattr(run, "recipe") and run.recipe.network != "unet":
-        network = resolve("network", run.recipe.network)
+    network = network or getattr(run, "network", None)
     output_dir = Path(output_dir) if output_dir is not None else models_dir()
     check_manifest(output_dir)
 
-    waiting = f"{output_dir}: another program exports there; waiting for it"
-    with ExitStack() as stack:
-        lock = output_dir / ".export.lock"
-        stack.enter_context(locked(lock, on_wait=partial(print, waiting)))
-        if os.name == "posix":  # left behind, it would be closed to other users
-            stack.callback(lock.unlink, missing_ok=True)
-        workshop = tempfile.TemporaryDirectory(dir=output_dir, prefix=".export-")
-        folder = Path(stack.enter_context(workshop))
+    lock, waiting = cache_dir() / "export.lock", "another program exports; waiting for it"
+    workshop = tempfile.TemporaryDirectory(dir=output_dir, prefix=".export-")
+    with workshop, locked(lock, on_wait=partial(print, waiting)):
+        folder = Path(workshop.name)
         try:
             table = _export_into(folder, getattr(run, "checkpoint", run), train, val, network)
         except OSError as error:
             problem = f"nothing exported, what was there stays ({error.strerror or error})"
             raise ModelFileError(f"{output_dir}: {problem}; choose another folder.") from None
-        is_float = table["format"] != "int8"
-        wrong = table[is_float & ~(table["max_abs_diff"] <= TOLERANCE)]
+        wrong = table[(table["format"] != "int8") & ~(table["max_abs_diff"] <= TOLERANCE)]
         for file in wrong["file"]:
             (folder / file).unlink()
             (output_dir / file).unlink(missing_ok=True)
-        write_manifest(folder, notes=dict(zip(table["file"], table["note"], strict=True)))
+        marked = table[table["note"] != ""].set_index("file")
+        write_manifest(folder, **marked["note"])
         # Only now do files of an earlier export go. The manifest that vouches for them comes last.
         for file in [*table["file"].drop(wrong.index), MANIFEST]:
             os.replace(folder / file, output_dir / file)
     if len(wrong):
         problem = f"over {TOLERANCE} in probability from the PyTorch model, so removed"
-        raise ModelFileError(
-            f"{', '.join(wrong['file'])}: {problem}; report it with your versions."
-        )
-    for row in table[table["note"] != ""].itertuples():
-        warnings.warn(
-            f"{output_dir / row.file}: loses {-row.dice_difference:.3f} Dice, so the model is "
-            "probably undertrained: its probabilities lie near the threshold, where small changes "
-            "move many pixels; train longer and export again, and use the fp32 files until then.",
-            stacklevel=2,
-        )
+        files = ", ".join(wrong["file"])
+        raise ModelFileError(f"{files}: {problem}; report it with your versions.")
+    why = "its probabilities lie near the threshold, where small changes move many pixels"
+    remedy = "train longer and export again, and use the fp32 files until then"
+    for file, lost in (-marked["dice_difference"]).items():
+        warning = f"{output_dir / file}: loses {lost:.3f} Dice, so the model is undertrained"
+        warnings.warn(f"{warning}, probably: {why}; {remedy}.", stacklevel=2)
     return table
 
 
-def _export_into(
-    folder: Path, checkpoint: str | Path, train: pd.DataFrame, val: pd.DataFrame, network
-) -> pd.DataFrame:
-    path = {name: folder / file for name, file in FILES.items()}
+def _export_into(folder: Path, checkpoint, train, val, network) -> pd.DataFrame:
     model, content = load_model(checkpoint, network)
     about = {name: content[name] for name in ("size", "threshold", "colour")}
     size, colour = content["size"], content["colour"]
     every = max(1, len(train) // CALIBRATION_IMAGES)
-    calibration = CarvanaDataset(train.iloc[::every][:CALIBRATION_IMAGES], size, colour=colour)
-    images = to_tensor(calibration.images).numpy()
-    steps = dict(
-        pytorch=lambda to: save_model(to, model, **about, **content["info"]),
-        torchscript=lambda to: export_torchscript(model, to, **about),
-        exported=lambda to: export_program(model, to, **about),
-        onnx=lambda to: export_onnx(model, to, **about),
-        int8=lambda to: quantize_int8(path["onnx"], to, images),
-    )
+    some = CarvanaDataset(train.iloc[::every][:CALIBRATION_IMAGES], size, colour=colour)
+    path = {name: folder / file for name, file in FILES.items()}
+    steps = dict(pytorch=partial(save_model, **content["info"]), torchscript=export_torchscript)
+    steps |= dict(exported=export_program, onnx=export_onnx)
     try:
         name = "pytorch"
-        _check_output(model, _example(size, colour))
-        for name, step in tqdm(steps.items(), desc="exporting"):
-            step(path[name])
-    except OSError:
-        raise
+        with evaluating(model):
+            shape, logits = (2, 1, *sides(size)), model(_example(size, colour))
+        if logits.shape != shape or not logits.is_floating_point():
+            raise ValueError(f"it makes {tuple(logits.shape)} {logits.dtype}, not {shape} floats")
+        for name, step in tqdm(steps.items(), "exporting"):
+            step(model=model, path=path[name], **about)
+        name = "int8"
+        quantize_int8(path["onnx"], path[name], to_tensor(some.images).numpy())
     except Exception as error:  # own code and the recorders may raise anything
-        while (cause := error).__cause__ is not None:
-            error = cause.__cause__
-        why = str(cause).strip().partition("\n")[0] or type(cause).__name__
+        if isinstance(error, OSError):
+            raise
+        while error.__cause__ is not None:
+            error = error.__cause__
+        why = str(error).strip().partition("\n")[0] or type(error).__name__
         problem = f"{type(model).__name__} cannot be exported as {name} ({why})"
-        raise ModelFileError(f"{checkpoint}: {problem}; change its forward.") from cause
+        raise ModelFileError(f"{checkpoint}: {problem}; change its forward.") from error
     write_manifest(folder)
-    rows, logits = val.reset_index(drop=True).astype(dict(image=str, mask=str)).to_json(), []
+    samples, table, kept = folder / "samples.pickle", folder / "table.pickle", []
+    val.to_pickle(samples)
     if content["network"]:  # another process lacks its class
-        logits = [str(folder / "logits.npy")]
-        keep_logits(load_predictor(path["pytorch"], "cpu", network=network), val, *logits)
-    answer = in_a_fresh_process(PARITY, str(folder), *logits, what=folder, input=rows)
-    return pd.read_json(io.StringIO(answer.splitlines()[-1]), dtype=dict(note=str))
+        kept = [folder / "logits.npy"]
+        again, _ = load_model(path["pytorch"], network)
+        np.save(*kept, dataset_logits(again, CarvanaDataset(val, size, colour=colour)))
+    in_a_fresh_process(PARITY, *map(str, (table, folder, samples, *kept)), what=folder)
+    return pd.read_pickle(table)  # ours, so it is safe to open
 
 
 PARITY = f"""
-import sys
-import pandas as pd
+import sys, pandas
 from {parity.__module__} import parity
-samples = pd.read_json(sys.stdin, dtype=False, convert_dates=False)
-print(parity(sys.argv[1], samples, None, *sys.argv[2:]).to_json())
+table, folder, samples, *kept = sys.argv[1:]
+parity(folder, pandas.read_pickle(samples), None, *kept).to_pickle(table)
 """
 
 
@@ -167,28 +155,15 @@ def _example(size: int | tuple[int, int], colour: bool) -> torch.Tensor:
     return torch.zeros(2, 3 if colour else 1, *sides(size))
 
 
-def _check_output(model: nn.Module, example: torch.Tensor) -> None:
-    """Refuse a network that does not give one logit for each pixel."""
-    with evaluating(model):
-        logits, wanted = model(example), (2, 1, *example.shape[2:])
-    if logits.shape != wanted or not logits.is_floating_point():
-        given = f"{tuple(logits.shape)} {logits.dtype}, not {wanted} floats"
-        raise ValueError(f"from {tuple(example.shape)} it makes {given}")
-
-
-def export_torchscript(
-    model: nn.Module, path: str | Path, size, threshold=0.5, colour=False
-) -> None:
+def export_torchscript(model: nn.Module, path, size, threshold=0.5, colour=False) -> None:
     """Trace a model into a TorchScript file: the recorded program and its weights.
 
     PyTorch deprecated TorchScript in favour of ``torch.export``; many deployments still load it.
     """
-    buffer = io.BytesIO()  # where the disk is full, torch's own writer ends the whole process
-    with evaluating(model), legacy_allowed():
+    about = {METADATA_KEY: json.dumps(description(size, threshold, colour))}
+    with evaluating(model), warnings.catch_warnings(action="ignore", category=FutureWarning):
         traced = torch.jit.trace(model, _example(size, colour))
-        torch.jit.save(traced, buffer, {METADATA_KEY: describe(size, threshold, colour)})
-    with whole_file(path) as part:
-        part.write_bytes(buffer.getbuffer())
+        save_atomically(traced, path, partial(torch.jit.save, _extra_files=about))
 
 
 def _open_sizes(model: nn.Module) -> tuple[dict]:
@@ -204,28 +179,25 @@ def export_program(model: nn.Module, path: str | Path, size, threshold=0.5, colo
 
     Any batch size; of a ``UNet`` also any height and width (multiples of its stride).
     """
+    about = {METADATA_KEY: json.dumps(description(size, threshold, colour))}
     with evaluating(model):
         example = (_example(size, colour),)
         program = torch.export.export(model, example, dynamic_shapes=_open_sizes(model))
     for node in program.graph.nodes:
         node.meta.pop("stack_trace", None)  # it names this computer's folders
-    buffer = io.BytesIO()
-    about = {METADATA_KEY: describe(size, threshold, colour)}
-    torch.export.save(program, buffer, extra_files=about)
-    with whole_file(path) as part:
-        part.write_bytes(buffer.getbuffer())
+    save_atomically(program, path, partial(torch.export.save, extra_files=about))
 
 
 def export_onnx(model: nn.Module, path: str | Path, size, threshold=0.5, colour=False) -> None:
     """Write an ONNX file of opset 20: one file, input ``input`` float32 ``(batch, C, H, W)`` in
     [0, 1], output ``logits`` ``(batch, 1, H, W)``; the same sizes as ``export_program``.
     """
+    settings = dict(opset_version=OPSET, external_data=False, verbose=False)
+    settings |= dict(input_names=["input"], output_names=["logits"])
     with whole_file(path) as part, evaluating(model):
-        settings = dict(opset_version=OPSET, external_data=False, verbose=False)
-        settings |= dict(input_names=["input"], output_names=["logits"])
         example = (_example(size, colour),)
         torch.onnx.export(model, example, part, dynamic_shapes=_open_sizes(model), **settings)
-        describe_onnx(part, describe(size, threshold, colour))
+        describe_onnx(part, json.dumps(description(size, threshold, colour)))
 
 
 def quantize_int8(onnx_path: str | Path, path: str | Path, calibration: np.ndarray) -> None:

@@ -11,7 +11,7 @@ from unetlib.pictures import DataError
 # What a data set calls its own masks; the csv files look like a submission.
 TRUTH = ("train_masks", "train_masks.csv", "metadata.csv", "sample_submission.csv")
 HEADER, UNREADABLE_HEADER = "img,rle_mask\n", "file,problem\n"
-MASK_SIGN = "tEXtSoftware\0unetlib"  # near the start of a file that save_mask wrote
+MASK_SIGN = "tEXtSoftware\0unetlib"  # near the start of a mask that write_masks wrote
 
 Paths = str | Path | Iterable[str | Path]
 
@@ -30,10 +30,8 @@ def image_files(paths: Paths) -> list[Path]:
     found = []
     for path in paths_of(paths):
         if path.is_dir():
-            inside = [one for one in sorted(path.iterdir()) if not one.name.startswith(".")]
-            found += [
-                one for one in inside if one.suffix.lower() in IMAGE_SUFFIXES and one.is_file()
-            ]
+            inside = filter(Path.is_file, sorted(path.glob("[!.]*")))
+            found += [one for one in inside if one.suffix.lower() in IMAGE_SUFFIXES]
         elif path.is_file():
             found.append(path)
         else:
@@ -57,13 +55,12 @@ def mask_files(images: Paths, folder: str | Path) -> dict[Path, Path]:
     return dict(zip(images, results, strict=True))
 
 
-def code_files(images: Paths, path: str | Path) -> dict[Path, Path]:
-    """The file that keeps each image's run-length code until the csv file is written."""
+def code_files(images: Paths, path: str | Path) -> tuple[list[Path], Path]:
+    """The images of a csv file of run lengths, and the csv file of what is left out of it."""
     path, images = Path(path), paths_of(images)
-    results = [path.with_name(f".{path.name}.parts") / "codes" / image.name for image in images]
     unreadable = path.with_name(f"{path.stem}.unreadable.csv")
-    _check_output(path, results, {path: HEADER, unreadable: UNREADABLE_HEADER})
-    return dict(zip(images, results, strict=True))
+    _check_output(path, images, {path: HEADER, unreadable: UNREADABLE_HEADER})
+    return images, unreadable
 
 
 def _check_output(output: Path, results: list[Path], signs: dict[Path, str]) -> None:
@@ -75,9 +72,9 @@ def _check_output(output: Path, results: list[Path], signs: dict[Path, str]) -> 
     if output.resolve().name.lower() in TRUTH:
         raise DataError(f"{output}: named as a data set's own masks; choose another --output.")
     for path, sign in signs.items():
-        start = b""
+        start = b"a folder" if os.path.isdir(path) else b""
         if os.path.isfile(path):
             with open(path, "rb") as file:
                 start = file.read(128).strip(b"\0")  # a power failure leaves nothing, or zeros
-        if os.path.isdir(path) or (start and sign.encode() not in start):
+        if start and sign.encode() not in start:
             raise DataError(f"{path}: not written by unetlib, so kept; choose another --output.")

@@ -10,8 +10,9 @@ does not say who exported: a folder from a stranger brings a manifest of its own
 import hashlib
 import json
 import zipfile
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from pathlib import Path
+from typing import Literal
 
 from unetlib.pictures import DataError
 from unetlib.support.errors import ModelFileError
@@ -25,56 +26,50 @@ FILES = {
     "int8": "unet_model_int8.onnx",
 }
 PROGRAMS = ("torchscript", "exported")
+Runtime = Literal["openvino", "compile"]
 RUNTIMES = {"openvino": "ONNX files", "compile": ".pth files of weights"}
 MANIFEST = "manifest.json"
-TRUST = "export it again, or pass trust=True if you trust whoever made it."
 
 
-def check_manifest(folder: Path) -> None:
-    """Refuse a folder whose ``manifest.json`` is another program's: ours would replace it.
+def check_manifest(folder: Path) -> dict:
+    """Create a folder, and read the ``manifest.json`` in it, which ours would replace.
+
+    Returns:
+        Its content; empty if there is none, or a damaged one.
 
     Raises:
-        ModelFileError: there is one that names other things; or the folder cannot be used.
+        ModelFileError: it names other things, so it is another program's.
     """
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise ModelFileError(f"{folder}: {error.strerror}; choose another folder.") from None
+    folder.mkdir(parents=True, exist_ok=True)
     try:
         content = json.loads((folder / MANIFEST).read_bytes())
-    except (FileNotFoundError, ValueError):  # none, or ours and damaged: it will be replaced
-        return
+    except (FileNotFoundError, ValueError):
+        return {}
     if not isinstance(content, dict) or content.keys() - {*FILES.values()}:
-        problem = "not written by unetlib, so kept"
-        raise ModelFileError(f"{folder / MANIFEST}: {problem}; choose another folder.")
+        raise ModelFileError(f"{folder / MANIFEST}: not unetlib's, so kept; give another folder.")
+    return content
 
 
-def write_manifest(
-    folder: Path, files: Iterable[Path] | None = None, notes: Mapping[str, str] | None = None
-) -> None:
+def write_manifest(folder: Path, files: Iterable[Path] | None = None, **notes: str) -> None:
     """Record what was written into a folder, so that a changed or exchanged file is noticed.
 
     For each file the manifest holds its SHA-256, its size in bytes, ``weights`` (the SHA-256 of the
     ``.pth`` file whose weights it has) and, where there is something to know, a ``note``.
 
     Args:
-        files: written just now, all of the same weights; None: every exported file there is. What
-            the manifest says of other files stays.
+        files: written just now, all of the same weights, beside what the manifest says of others;
+            None: every exported file there is, and no other.
         notes: file name -> what a user should know of it.
 
     Raises:
         ModelFileError: see ``check_manifest``.
     """
-    check_manifest(folder)
-    try:
-        content = {} if files is None else read_manifest(folder)
-    except ModelFileError:  # nothing is known of the other files any more
-        content = {}
-    weights = file_hash(folder / FILES["pytorch"])
-    for file in exported_files(folder).values() if files is None else files:
+    content, weights = check_manifest(folder), file_hash(folder / FILES["pytorch"])
+    if files is None:
+        content, files = {}, exported_files(folder).values()
+    for file in files:
         entry = dict(sha256=file_hash(file), bytes=file.stat().st_size, weights=weights)
-        note = (notes or {}).get(file.name)
-        content[file.name] = entry | (dict(note=note) if note else {})
+        content[file.name] = entry | ({"note": notes[file.name]} if file.name in notes else {})
     with whole_file(folder / MANIFEST) as part:
         part.write_text(json.dumps(content, indent=1), encoding="utf-8")
 
@@ -85,16 +80,13 @@ def read_manifest(folder: Path) -> dict[str, dict]:
     Raises:
         ModelFileError: there is one, and it is damaged.
     """
+    path = folder / MANIFEST
     try:
-        content = json.loads((folder / MANIFEST).read_bytes())
-        return {name: dict(entry) for name, entry in content.items()}
+        return {name: dict(entry) for name, entry in json.loads(path.read_bytes()).items()}
     except FileNotFoundError:
         return {}
     except (OSError, ValueError, TypeError, AttributeError):
-        problem = "damaged, so it vouches for nothing"
-        raise ModelFileError(
-            f"{folder / MANIFEST}: {problem}; export again, or delete it."
-        ) from None
+        raise ModelFileError(f"{path}: damaged; export again, or delete it.") from None
 
 
 def file_hash(path: Path) -> str:
@@ -115,7 +107,7 @@ def exported_files(folder: Path) -> dict[str, Path]:
     return found
 
 
-def check_file(path: str | Path, trust: bool = False, runtime: str | None = None) -> str:
+def check_file(path: str | Path, trust: bool = False, runtime: Runtime | None = None) -> str:
     """What kind of model file this is, or why it must not be opened; nothing of it is executed.
 
     Args:
@@ -132,33 +124,25 @@ def check_file(path: str | Path, trust: bool = False, runtime: str | None = None
     path = Path(path)
     if not path.is_file():
         raise ModelFileError(f"{path}: no such file; train, then python -m unetlib export.")
-    suffix = path.suffix.lower()
-    kind = {".onnx": "onnx", ".pt2": "exported"}.get(suffix)
+    kind = {".onnx": "onnx", ".pt2": "exported"}.get(path.suffix.lower())
     if kind is None:
-        kind = "torchscript" if _is_torchscript(path) else "pytorch"
-        with path.open("rb") as file:
-            start = file.read(2)
-        if start != b"PK":  # both kinds are zip archives
-            raise ModelFileError(f"{path}: refused, damaged or not a model file; export it again.")
+        try:
+            with zipfile.ZipFile(path) as archive:  # a TorchScript program alone has constants
+                is_program = any(one.endswith("/constants.pkl") for one in archive.namelist())
+        except Exception:  # zipfile raises errors of several kinds
+            raise ModelFileError(f"{path}: damaged, or no model file; export it again.") from None
+        kind = "torchscript" if is_program else "pytorch"
     if not {None: True, "openvino": kind == "onnx", "compile": kind == "pytorch"}.get(runtime):
         kinds = ", ".join(f"{name!r} runs {files}" for name, files in RUNTIMES.items())
         raise ModelFileError(f"{path}: runtime={runtime!r} does not run this file; {kinds}.")
     if trust:
         return kind
-    known = read_manifest(path.parent).get(path.name, {}).get("sha256")
+    known, problem = read_manifest(path.parent).get(path.name, {}).get("sha256"), None
     if known is None and kind in PROGRAMS:
         problem = f"a program that {MANIFEST} beside it does not vouch for"
-        raise ModelFileError(f"{path}: refused, {problem}; {TRUST}")
-    if known is not None and known != file_hash(path):
+    elif known is not None and known != file_hash(path):
         problem = f"damaged, or not the file that {MANIFEST} beside it describes"
-        raise ModelFileError(f"{path}: refused, {problem}; {TRUST}")
+    if problem:
+        remedy = "export it again, or pass trust=True if you trust whoever made it"
+        raise ModelFileError(f"{path}: refused, {problem}; {remedy}.")
     return kind
-
-
-def _is_torchscript(path: Path) -> bool:
-    """Both kinds of ``.pth`` are zip archives; only a TorchScript program has constants."""
-    try:
-        with zipfile.ZipFile(path) as archive:
-            return any(name.endswith("/constants.pkl") for name in archive.namelist())
-    except Exception:  # no archive, or a damaged one: zipfile raises errors of several kinds
-        return False

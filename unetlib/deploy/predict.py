@@ -4,14 +4,14 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
-import pandas as pd
 import torch
 from PIL import Image
-from PIL.PngImagePlugin import PngInfo
 
 from unetlib.dataset import to_tensor
-from unetlib.deploy.formats import LogitsFunction, Runtime, open_model
+from unetlib.deploy.formats import Logits, missing_runtime, open_onnx, open_torch
+from unetlib.deploy.manifest import check_file
 from unetlib.pictures import image_size, load_image, sides
+from unetlib.support.errors import ModelFileError
 
 BATCH_SIZE = 16
 
@@ -31,7 +31,7 @@ class Predictor:
         logits: the bare model: float32 arrays ``(N, *shape)`` in [0, 1] -> logits.
     """
 
-    def __init__(self, logits: LogitsFunction, info: dict, path, precision, trust, runtime):
+    def __init__(self, logits: Logits, info: dict, path, precision, trust, runtime):
         self.logits = logits
         self.format, self.size, self.threshold = info["format"], info["size"], info["threshold"]
         self.size = tuple(self.size) if np.ndim(self.size) else self.size  # JSON has lists only
@@ -63,21 +63,14 @@ class Predictor:
             DataError: an image cannot be read.
             ValueError: an impossible size.
         """
-        if isinstance(size, str) and size not in ("original", "model"):
-            raise ValueError(f"size={size!r}: give 'original', 'model' or (height, width).")
-        if not isinstance(size, str):
+        if not isinstance(size, str) or size not in ("original", "model"):
             size = sides(size)
         if _are_several(image_or_images):
             return list(self._predict(list(image_or_images), size, flip))
         return next(self._predict([image_or_images], size, flip))
 
     def predict_mask(
-        self,
-        image_or_images,
-        threshold: float | None = None,
-        size: str | int | tuple[int, int] = "original",
-        *,
-        flip: bool = False,
+        self, image_or_images, threshold: float | None = None, size="original", *, flip=False
     ) -> np.ndarray | list[np.ndarray]:
         """Masks, boolean ``(H, W)``: probability above the threshold.
 
@@ -85,10 +78,8 @@ class Predictor:
         own, usually 0.5.
         """
         threshold = self.threshold if threshold is None else threshold
-        probability = self.predict_proba(image_or_images, size, flip=flip)
-        if isinstance(probability, list):
-            return [one > threshold for one in probability]
-        return probability > threshold
+        found = self.predict_proba(image_or_images, size, flip=flip)
+        return [one > threshold for one in found] if isinstance(found, list) else found > threshold
 
     def predict_maps(self, images: np.ndarray, flip: bool = False) -> np.ndarray:
         """Probabilities for images as ``load_image`` gives them, nothing resized.
@@ -100,13 +91,11 @@ class Predictor:
         Returns:
             float32 ``(N, H, W)``.
         """
-        batch = to_tensor(images).numpy()
-        probability = torch.sigmoid(torch.from_numpy(self.logits(batch)[:, 0]))
+        logits = torch.from_numpy(self.logits(to_tensor(images).numpy())[:, 0])
         if flip:
-            mirrored = np.ascontiguousarray(batch[..., ::-1])
-            logits = torch.from_numpy(self.logits(mirrored)[:, 0])
-            probability = (probability + torch.sigmoid(logits).flip(-1)) / 2
-        return probability.numpy()
+            mirrored = self.predict_maps(images[:, :, ::-1].copy(), flip=False)
+            return (torch.sigmoid(logits).numpy() + mirrored[:, :, ::-1]) / 2
+        return torch.sigmoid(logits).numpy()
 
     def _predict(self, images: list, size, flip: bool) -> Iterator[np.ndarray]:
         for start in range(0, len(images), BATCH_SIZE):
@@ -122,8 +111,8 @@ def _are_several(images) -> bool:
     """Whether these are images and not one; a set is neither, because it has no order."""
     if isinstance(images, np.ndarray):
         return images.dtype.kind in "OU"  # paths
-    listed = (list, tuple, Iterator, pd.Series, pd.Index, pd.api.extensions.ExtensionArray)
-    return isinstance(images, listed) and not hasattr(images, "read")  # an open file has lines
+    listed = isinstance(images, (list, tuple, Iterator)) or hasattr(images, "to_numpy")  # pandas
+    return listed and not hasattr(images, "read")  # an open file has lines
 
 
 def enlarge(probability: np.ndarray, size: tuple[int, int]) -> np.ndarray:
@@ -135,21 +124,8 @@ def enlarge(probability: np.ndarray, size: tuple[int, int]) -> np.ndarray:
     return np.asarray(image.resize((width, height), Image.Resampling.BILINEAR))
 
 
-def save_mask(mask: np.ndarray, path: str | Path) -> None:
-    """Write a boolean mask ``(H, W)`` as a PNG file, 0/255, signed with ``images.MASK_SIGN``."""
-    signature = PngInfo()
-    signature.add_text("Software", "unetlib")
-    Image.fromarray(mask).save(path, "PNG", pnginfo=signature)
-
-
 def load_predictor(
-    path: str | Path,
-    device=None,
-    threads: int | None = None,
-    precision: str = "fp32",
-    trust: bool = False,
-    runtime: Runtime | None = None,
-    network=None,
+    path, device=None, threads=None, precision="fp32", trust=False, runtime=None, network=None
 ) -> Predictor:
     """Open a model file of any format that ``export_all`` writes, or a run's checkpoint.
 
@@ -164,7 +140,20 @@ def load_predictor(
 
     Raises:
         ModelFileError: no such file, unreadable, not written by unetlib, or not to be trusted.
-        ValueError: the device is not there, or ``threads`` is not an integer above 0.
+        ValueError: ``threads`` is not an integer above 0.
+        RuntimeError, AssertionError: PyTorch's own, where the device is not there.
     """
-    logits, info = open_model(path, device, threads, precision, trust, runtime, network)
+    path = Path(path)
+    kind = check_file(path, trust, runtime)
+    if threads is not None and not (isinstance(threads, (int, np.integer)) and threads > 0):
+        raise ValueError(f"threads={threads!r}: give an integer above 0, or None for all cores.")
+    if precision not in ("fp32", "bf16" if runtime == "openvino" or kind == "pytorch" else "fp32"):
+        fit = "fp32 fits all, bf16 weights (.pth) and ONNX files in OpenVINO"
+        raise ModelFileError(f"{path}: precision={precision!r} does not fit this file; {fit}.")
+    if runtime is not None and (problem := missing_runtime(runtime)):
+        raise ModelFileError(f"{path}: {runtime}: {problem}.")
+    if kind == "onnx":
+        logits, info = open_onnx(path, threads, precision, runtime)
+    else:
+        logits, info = open_torch(path, kind, device, threads, precision, runtime, network)
     return Predictor(logits, info, path, precision, trust, runtime)

@@ -1,12 +1,13 @@
 """Images -> masks of a whole folder: PNG files or Kaggle's submission, safe to stop.
 
-Reading images, the network, and writing masks overlap. Each finished image is a file: its mask, or
-its run-length code in a folder beside the csv file. So a stopped run finds again what it has
-finished, and several processes share the images.
+Reading images, the network, and writing masks overlap. Each finished image is a file in a hidden
+folder beside the output, named by all that it depends on: image, model and settings. So a stopped
+run finds again what it has finished and nothing else, and several processes share the images.
 """
 
 import csv
 import errno
+import hashlib
 import json
 import os
 import shutil
@@ -15,33 +16,49 @@ import uuid
 from collections import deque
 from collections.abc import Callable, Iterable
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import suppress
 from itertools import islice
 from pathlib import Path
 
 import numpy as np
 from accelerate.utils import broadcast_object_list, gather_object
+from PIL import Image
+from PIL.PngImagePlugin import PngInfo
 from tqdm.auto import tqdm
 
 from unetlib.deploy.images import HEADER, UNREADABLE_HEADER, Paths, code_files, mask_files
 from unetlib.deploy.manifest import file_hash
-from unetlib.deploy.predict import BATCH_SIZE, Predictor, enlarge, save_mask
+from unetlib.deploy.predict import BATCH_SIZE, Predictor, enlarge
 from unetlib.masks import rle_encode
-from unetlib.pictures import UNREADABLE, DataError, image_size, load_image
+from unetlib.pictures import DataError, image_size, load_image
 from unetlib.support.files import whole_file
+from unetlib.support.memory import stamp
 
 
 def write_masks(
     predictor: Predictor, images: Paths, folder: str | Path, *, flip=False, accelerator=None
 ) -> list[tuple[str, str]]:
-    """Write each image's mask as ``<stem>_mask.png`` (0/255, original size).
+    """Write each image's mask as ``<stem>_mask.png`` (0/255, original size), all at the end.
 
     Arguments, result and errors as for ``write_submission``; what is left out is listed in
     ``unreadable.csv`` among the masks. Only masks written here are replaced.
     """
     folder, results = Path(folder), mask_files(images, folder)
-    write, parts = (lambda mask, path, _: save_mask(mask, path)), folder / ".parts"
-    job = _Job(predictor, results, parts, write, flip, accelerator)
-    return job.run(folder / "unreadable.csv")
+
+    signature = PngInfo()
+    signature.add_text("Software", "unetlib")  # MASK_SIGN
+
+    def write(mask: np.ndarray, part: Path, image: Path) -> None:
+        with suppress(FileNotFoundError):
+            results[image].stat()  # an error if the name is impossible
+        Image.fromarray(mask).save(part, "PNG", pnginfo=signature)
+
+    def finish(parts: dict[Path, Path]) -> None:
+        for image, part in parts.items():
+            os.replace(part, results[image])
+
+    job = _Job(predictor, list(results), folder / ".parts", write, flip, accelerator)
+    return job.run(finish, folder / "unreadable.csv")
 
 
 def write_submission(
@@ -65,112 +82,72 @@ def write_submission(
     Raises:
         DataError: two images of one name, or none that can be read; or the output would replace
             something that unetlib did not write, or a data set's own masks; or another run has
-            begun to write the same output.
+            finished the same output meanwhile.
     """
-    path, results = Path(path), code_files(images, path)
-    parts, unreadable = path.with_name(f".{path.name}.parts"), f"{path.stem}.unreadable.csv"
+    path, (images, unreadable) = Path(path), code_files(images, path)
 
-    def write(mask: np.ndarray, path: Path, image: Path) -> None:
+    def write(mask: np.ndarray, part: Path, image: Path) -> None:
         image.name.encode()  # the csv file takes UTF-8 only
-        path.write_text(rle_encode(mask) + "\n", newline="\n")
+        part.write_text(rle_encode(mask) + "\n", newline="\n")
 
-    def merge(finished: list[Path]) -> None:
-        codes = ((image.name, results[image].read_text().strip()) for image in finished)
+    def finish(parts: dict[Path, Path]) -> None:
+        codes = ((image.name, part.read_text().strip()) for image, part in parts.items())
         _write_csv(path, HEADER, codes)
 
-    job = _Job(predictor, results, parts, write, flip, accelerator)
-    return job.run(path.with_name(unreadable), merge)
+    job = _Job(predictor, images, path.with_name(f".{path.name}.parts"), write, flip, accelerator)
+    return job.run(finish, unreadable)
 
 
 class _Job:
-    """Images to predict with one model, each into the file that ``results`` names.
+    """Images to predict with one model, each into a file of the folder ``parts``."""
 
-    In the folder ``parts``, ``job.json`` says in one line how they are predicted; a result that is
-    younger than it is of this job. A run that begins another job removes the folder first.
-    """
-
-    def __init__(
-        self, predictor, results: dict[Path, Path], parts: Path, write: Callable, flip, accelerator
-    ):
-        self.predictor, self.results, self.parts, self.write = predictor, results, parts, write
-        self.flip, self.accelerator, self.job_file = flip, accelerator, parts / "job.json"
+    def __init__(self, predictor, images: list[Path], parts, write: Callable, flip, accelerator):
+        self.predictor, self.parts, self.write, self.flip = predictor, parts, write, flip
+        self.accelerator, self.problems = accelerator, {}
         self.rank = accelerator.process_index if accelerator else 0
-        self.problems: dict[Path, str] = {}
-        about = dict(model=file_hash(predictor.path), predictor=predictor.name, flip=flip)
-        # By number too: a folder that took another one's place may hold images of the same names.
-        folders = {folder.resolve() for folder in {image.parent for image in results}}
-        folders = sorted((str(one), one.stat().st_ino) for one in folders if one.is_dir())
-        self.about = json.dumps(about | dict(threshold=predictor.threshold, folders=folders))
+        how = [file_hash(predictor.path), predictor.name, predictor.threshold, flip]
+        facts = ([*how, one.name, stamp(one) if one.exists() else None] for one in images)
+        keys = (hashlib.sha256(json.dumps(known).encode()).hexdigest() for known in facts)
+        self.results = {image: parts / key for image, key in zip(images, keys, strict=True)}
 
-    def run(
-        self, unreadable: Path, merge: Callable[[list[Path]], None] | None = None
-    ) -> list[tuple[str, str]]:
-        """Predict what is not done yet, together with the other processes; then end the job, so
-        that a repeated command predicts everything again.
+    def run(self, finish: Callable[[dict[Path, Path]], None], unreadable: Path) -> list:
+        """Predict what is not done yet, together with the other processes; then end all jobs of
+        the output, so that a repeated command predicts everything again.
         """
         try:
-            if self.rank == 0 and not self._is_ours():
-                if self.parts.exists():
-                    self._remove_parts()
-                (self.parts / "codes").mkdir(parents=True)
-                with whole_file(self.job_file) as part:
-                    part.write_text(self.about, encoding="utf-8")
-                # Masks of an earlier job are older, unless the clock was put back since.
-                old = [result for result in self.results.values() if os.path.isfile(result)]
-                newest = max(file.stat().st_mtime_ns for file in [self.job_file, *old])
-                os.utime(self.job_file, ns=(newest, newest))
+            if self.rank == 0:
+                self.parts.mkdir(parents=True, exist_ok=True)
             if self.accelerator:  # one list for all, whatever happens to the images meanwhile
                 (self.results,) = broadcast_object_list([self.results])
-                self.accelerator.wait_for_everyone()
             self._predict_share()
             if self.accelerator:
                 for problems in gather_object([self.problems]):
                     self.problems |= problems
             if self.rank > 0:
                 return []
-            if not self._is_ours():
-                raise FileNotFoundError
             left_out = [(str(one), why) for one in self.results if (why := self.problems.get(one))]
-            finished = [image for image in self.results if image not in self.problems]
-            if merge is not None and finished:
-                merge(finished)
+            done = {one: part for one, part in self.results.items() if one not in self.problems}
+            for part in done.values():  # before any mask is moved
+                part.stat()
+            if done:
+                finish(done)
+            # Renamed first, because another run's threads may be writing into the folder.
+            gone = self.parts.rename(f"{self.parts}.{uuid.uuid4().hex}")
         except FileNotFoundError:
-            raise DataError(f"{self.parts}: replaced by another run; run it again.") from None
-        self._remove_parts()
-        if left_out and not finished:
+            raise DataError(f"{self.parts}: removed by another run; run it again.") from None
+        shutil.rmtree(gone, ignore_errors=True)
+        if left_out and not done:
             raise DataError(f"None of the {len(left_out)} images can be read: {left_out[0][1]}")
+        unreadable.unlink(missing_ok=True)
         if left_out:
             _write_csv(unreadable, UNREADABLE_HEADER, left_out)
-        else:
-            unreadable.unlink(missing_ok=True)
         return left_out
-
-    def _remove_parts(self) -> None:
-        """Renamed first, because another run's threads may be writing into the folder."""
-        gone = self.parts.rename(self.parts.with_name(f"{self.parts.name}.{uuid.uuid4().hex}"))
-        shutil.rmtree(gone, ignore_errors=True)
-
-    def _is_ours(self) -> bool:
-        return self.job_file.is_file() and self.job_file.read_bytes() == self.about.encode()
-
-    def _is_done(self, image: Path, since: int) -> bool:
-        """Whether an image's result is whole, and younger than the job and the image.
-
-        Equally old does not count: a file system's clock may tick only every few milliseconds.
-        """
-        try:
-            result, source, link = self.results[image].stat(), image.stat(), image.lstat()
-            end = self.results[image].read_bytes()[-1:]  # a power failure may leave zeros, or less
-        except OSError:
-            return False
-        changed = max(source.st_mtime_ns, source.st_ctime_ns, link.st_ctime_ns)
-        return end in (b"\n", b"\x82") and result.st_mtime_ns > max(since, changed)
 
     def _predict_share(self) -> None:
         """Predict this process's images; threads read the next and write the last ones."""
         world_size = self.accelerator.num_processes if self.accelerator else 1
-        mine, since = list(self.results)[self.rank :: world_size], self.job_file.stat().st_mtime_ns
-        left = [image for image in mine if not self._is_done(image, since)]
+        mine = list(self.results)[self.rank :: world_size]
+        left = [image for image in mine if not _is_whole(self.results[image])]
         batches = (left[at : at + BATCH_SIZE] for at in range(0, len(left), BATCH_SIZE))
         counts = dict(total=len(mine), initial=len(mine) - len(left), disable=self.rank > 0)
         with tqdm(desc="predicting", unit="img", **counts) as bar, ThreadPoolExecutor() as pool:
@@ -180,12 +157,11 @@ class _Job:
                 batch = reading.popleft()
                 good = [(one, got) for one, got in self._results(batch) if got]
                 reading.extend(islice(begun, 1))
-                maps = self._predict([picture for _, (picture, _) in good])
+                maps = self._predict([picture for _, (picture, _) in good]) if good else []
                 list(self._results(writing))  # written while the network computed
-                writing = [
-                    (image, pool.submit(self._finish, image, probability, size))
-                    for (image, (_, size)), probability in zip(good, maps, strict=True)
-                ]
+                sized = [(image, size) for image, (_, size) in good]
+                todo = [(*one, smooth) for one, smooth in zip(sized, maps, strict=True)]
+                writing = [(one[0], pool.submit(self._finish, *one)) for one in todo]
                 bar.update(len(batch))
             list(self._results(writing))
 
@@ -201,40 +177,36 @@ class _Job:
                 yield image, None
 
     def _read(self, image: Path) -> tuple[np.ndarray, tuple[int, int]]:
-        try:
-            return load_image(image, self.predictor.size, self.predictor.colour), image_size(image)
-        except UNREADABLE as error:
-            raise error if isinstance(error, DataError) else DataError(str(error)) from None
+        return load_image(image, self.predictor.size, self.predictor.colour), image_size(image)
 
     def _predict(self, images: list[np.ndarray]) -> np.ndarray:
-        if not images:
-            return []
         # Batches are filled up: sums round differently in batches of different sizes, and a run
         # that was stopped must end in the same files as one that was not.
         missing = min(BATCH_SIZE, len(self.results)) - len(images)
         filled = np.pad(np.stack(images), [(0, missing), *[(0, 0)] * images[0].ndim])
         return self.predictor.predict_maps(filled, self.flip)[: len(images)]
 
-    def _finish(self, image: Path, probability: np.ndarray, size: tuple[int, int]) -> None:
-        mask = enlarge(probability, size) > self.predictor.threshold
-        unfinished, result = self.parts / uuid.uuid4().hex, self.results[image]
+    def _finish(self, image: Path, size: tuple[int, int], probability: np.ndarray) -> None:
+        mask, part = enlarge(probability, size) > self.predictor.threshold, self.results[image]
         try:
-            self.write(mask, unfinished, image)
-            if not self._is_ours():
-                raise FileNotFoundError
-            os.replace(unfinished, result)
+            self.write(mask, unfinished := self.parts / uuid.uuid4().hex, image)
+            os.replace(unfinished, part)
         except (UnicodeEncodeError, OSError) as error:
-            named = errno.ENAMETOOLONG, errno.EILSEQ
-            if isinstance(error, OSError) and error.errno not in named:
+            if getattr(error, "errno", errno.EILSEQ) not in (errno.ENAMETOOLONG, errno.EILSEQ):
                 raise
-            raise DataError(f"{result}: no file or csv line takes this name; rename it.") from None
+            raise DataError(f"{image}: no file or csv line takes this name; rename it.") from None
+
+
+def _is_whole(part: Path) -> bool:
+    """Whether a result is there; a power failure may leave zeros, or less."""
+    with suppress(FileNotFoundError):
+        return part.read_bytes()[-1:] in (b"\n", b"\x82")
+    return False
 
 
 def _write_csv(path: Path, header: str, rows: Iterable[tuple[str, str]]) -> None:
-    with (
-        whole_file(path) as part,
-        # A byte of a name that is not UTF-8 is written as \udcXX.
-        open(part, "w", newline="", encoding="utf-8", errors="backslashreplace") as file,
-    ):
+    # A byte of a name that is not UTF-8 is written as \udcXX.
+    how = dict(newline="", encoding="utf-8", errors="backslashreplace")
+    with whole_file(path) as part, open(part, "w", **how) as file:
         file.write(header)
         csv.writer(file, lineterminator="\n").writerows(rows)

@@ -3,6 +3,7 @@
 import io
 import json
 import zipfile
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -13,17 +14,15 @@ from unetlib.model import UNet
 from unetlib.support.errors import ModelFileError
 from unetlib.support.files import whole_file
 
-FILE_FORMAT = "unetlib model"
-FILE_VERSION = 1
+FILE_FORMAT, FILE_VERSION = "unetlib model", 1
 
 
 def save_model(path, model: nn.Module, size, threshold=0.5, colour=False, **info) -> None:
     """Write a model with all that is needed to predict with it.
 
-    The file is a dict of plain types and tensors, so that it loads with ``weights_only=True``. It
-    is written under another name, flushed to disk, then renamed: never half a file. Of a model
-    that ``torch.compile`` has wrapped, the plain one is written. Of a network that is not what
-    ``UNet(...)`` builds the file holds the weights and the name of the class, not its code.
+    The file is a dict of plain types and tensors, so that it loads with ``weights_only=True``. Of a
+    model that ``torch.compile`` has wrapped, the plain one is written. Of a network that is not
+    what ``UNet(...)`` builds the file holds the weights and the name of the class, not its code.
 
     Args:
         size: the image side in pixels that the model was trained at, or (height, width).
@@ -36,44 +35,38 @@ def save_model(path, model: nn.Module, size, threshold=0.5, colour=False, **info
     """
     model = getattr(model, "_orig_mod", model)
     own = None if as_built(model) else type(model).__name__
-    plain = dict(architecture=None if own else model.architecture, network=own, size=size)
-    plain |= dict(threshold=threshold, colour=colour, info=info)
-    content = dict(
-        format=FILE_FORMAT,
-        version=FILE_VERSION,
-        normalisation="colour / 255" if colour else "grey / 255",
-        **json.loads(json.dumps(plain, default=_python_number)),
-        state_dict={name: value.cpu() for name, value in model.state_dict().items()},
-    )
-    save_atomically(content, Path(path))
+    plain = dict(architecture=None if own else model.architecture, network=own, info=info)
+    plain |= dict(format=FILE_FORMAT, version=FILE_VERSION) | description(size, threshold, colour)
+    content = json.loads(json.dumps(plain, default=np.generic.item))
+    weights = {name: value.cpu() for name, value in model.state_dict().items()}
+    save_atomically(content | dict(state_dict=weights), path)
+
+
+def description(size, threshold: float, colour: bool) -> dict:
+    """What a file of any format says of itself: enough to predict with it."""
+    normalisation = "colour / 255" if colour else "grey / 255"
+    return dict(size=size, threshold=threshold, colour=colour, normalisation=normalisation)
 
 
 def as_built(model: nn.Module) -> bool:
     """Whether the model is a ``UNet`` all of whose layers its architecture describes."""
-    kind = type(model)
+    kind = type(model)  # compared by name: reloading a module makes another class of the same code
     if (kind.__module__, kind.__qualname__) != (UNet.__module__, UNet.__qualname__):
-        return False  # by name: reloading a module makes another class of the same code
+        return False
     same = UNet(**model.architecture)
     # On several GPUs batch normalisation is of another kind, which computes alike after training.
     layers = repr(model).replace("SyncBatchNorm", "BatchNorm2d")
     return layers == repr(same) and model.state_dict().keys() == same.state_dict().keys()
 
 
-def _python_number(value) -> bool | int | float:
-    """NumPy's number as Python's own."""
-    if isinstance(value, (np.bool_, np.number)):
-        return value.item()
-    raise TypeError(f"{value!r}: not a number, text, list or dict that JSON can hold.")
-
-
-def save_atomically(content: dict, path: Path) -> None:
-    """``torch.save`` that leaves either the old file or the whole new one.
+def save_atomically(content, path: str | Path, save: Callable = torch.save) -> None:
+    """``save(content, path)`` that leaves either the old file or the whole new one.
 
     Raises:
         OSError: disk full, or no permission to write.
     """
-    buffer = io.BytesIO()  # torch's own writer reports a full disk as an internal error
-    torch.save(content, buffer)
+    buffer = io.BytesIO()  # on a full disk torch's own writers may end the whole process
+    save(content, buffer)
     with whole_file(path) as part:
         part.write_bytes(buffer.getbuffer())
 
@@ -85,7 +78,7 @@ def load_plain(path: str | Path) -> dict:
     bad disk has changed would be used. So the sums are compared first.
 
     Raises:
-        ModelFileError: no such file, damaged, or more than plain values and tensors.
+        ModelFileError: no such file, damaged, or not a dict of plain values and tensors.
     """
     try:
         with zipfile.ZipFile(path) as archive:
@@ -93,7 +86,7 @@ def load_plain(path: str | Path) -> dict:
             marked = any(part.external_attr for part in archive.infolist())
             if marked or archive.testzip() is not None:
                 raise zipfile.BadZipFile
-        return torch.load(path, map_location="cpu", weights_only=True)
+        return dict(torch.load(path, map_location="cpu", weights_only=True))
     except FileNotFoundError:
         raise ModelFileError(f"{path}: no such file; train a model first.") from None
     except Exception:  # zip archives and pickles can be broken in many ways
@@ -101,20 +94,24 @@ def load_plain(path: str | Path) -> dict:
         raise ModelFileError(f"{path}: {problem}; train or export it again.") from None
 
 
-def load_model(path: str | Path, network=None) -> tuple[nn.Module, dict]:
+def load_model(path: str | Path, network: Callable | None = None) -> tuple[nn.Module, dict]:
     """Read a model file; nothing in it is executed (``weights_only=True``).
 
     Args:
         network: class or function that makes the network of the weights; a ``UNet`` needs none.
 
     Returns:
-        The model in evaluation mode on the CPU, and the file's other entries, see ``load_content``.
+        The model in evaluation mode on the CPU, and the file's other entries: ``size`` (side, or
+        (height, width)), ``threshold``, ``colour``, ``normalisation``, ``network`` (None, or the
+        name of an own network's class), ``architecture`` (a ``UNet``'s, else None), ``info``.
 
     Raises:
-        ModelFileError: as ``load_content``; or the file is of an own network and ``network`` is
-            missing or another one.
+        ModelFileError: no such file, not a model file, damaged, or of another version; or the file
+            is of an own network and ``network`` is missing or another one.
     """
-    content = load_content(path)
+    content = dict(colour=False, network=None) | load_plain(path)  # missing in older files
+    if (content.get("format"), content.get("version")) != (FILE_FORMAT, FILE_VERSION):
+        raise ModelFileError(f"{path}: no unetlib model of file version 1; train or export again.")
     own = content["network"]
     if own and network is None:
         remedy = f"pass network={own}, or on the command line --network module:{own}"
@@ -122,31 +119,8 @@ def load_model(path: str | Path, network=None) -> tuple[nn.Module, dict]:
     try:
         model = UNet(**content["architecture"]) if network is None else network()
         model.load_state_dict(content.pop("state_dict"))
+        content["size"] = tuple(content["size"]) if np.ndim(content["size"]) else content["size"]
     except (AttributeError, RuntimeError, TypeError, ValueError, KeyError) as error:
-        fit = "the architecture named in the file; export it again"
-        if network is not None:
-            fit = f"what network= makes; pass the class or function that makes its {own or 'UNet'}"
-        raise ModelFileError(f"{path}: the weights do not fit {fit}.") from error
+        remedy = f"pass the class or function that makes its {own or 'UNet'}, or export it again"
+        raise ModelFileError(f"{path}: the weights do not fit the network; {remedy}.") from error
     return model.eval(), content
-
-
-def load_content(path: str | Path) -> dict:
-    """The entries of a model file, its weights unused.
-
-    Returns:
-        ``size`` (side, or (height, width)), ``threshold``, ``colour``, ``normalisation``,
-        ``network`` (None, or the name of an own network's class), ``architecture`` (a ``UNet``'s,
-        else None), ``info``, ``state_dict``.
-
-    Raises:
-        ModelFileError: no such file, not a model file, damaged, or of another version.
-    """
-    content = load_plain(path)
-    if not isinstance(content, dict) or content.get("format") != FILE_FORMAT:
-        raise ModelFileError(f"{path}: not a unetlib model; write it with unetlib.save_model.")
-    if content.get("version") != FILE_VERSION:
-        raise ModelFileError(f"{path}: not of file version {FILE_VERSION}; export it again.")
-    content = dict(colour=False, network=None) | content  # older files say nothing of these
-    if isinstance(content.get("size"), list):
-        content["size"] = tuple(content["size"])
-    return content
