@@ -67,9 +67,10 @@ def export_all(
 
     Raises:
         ModelFileError: the run has no finished epoch; a float format differs by over 1e-4 in
-            probability (its file is removed); or the files cannot be written, also because PyTorch
-            cannot record the network (older ones stay); or the folder's manifest.json is another
-            program's.
+            probability (own networks with logits beyond 100: a millionth of the largest, which is
+            float32's rounding), so that its file is removed; or the files cannot be written, also
+            because PyTorch cannot record the network (older ones stay); or the folder's
+            manifest.json is another program's.
     """
     network = network or getattr(run, "network", None)
     output_dir = Path(output_dir) if output_dir is not None else models_dir()
@@ -84,7 +85,8 @@ def export_all(
         except OSError as error:
             problem = f"nothing exported, what was there stays ({error.strerror or error})"
             raise ModelFileError(f"{output_dir}: {problem}; choose another folder.") from None
-        wrong = table[(table["format"] != "int8") & ~(table["max_abs_diff"] <= TOLERANCE)]
+        tolerance = table.attrs["tolerance"]
+        wrong = table[(table["format"] != "int8") & ~(table["max_abs_diff"] <= tolerance)]
         for file in wrong["file"]:
             (folder / file).unlink()
             (output_dir / file).unlink(missing_ok=True)
@@ -94,7 +96,7 @@ def export_all(
         for file in [*table["file"].drop(wrong.index), MANIFEST]:
             os.replace(folder / file, output_dir / file)
     if len(wrong):
-        problem = f"over {TOLERANCE} in probability from the PyTorch model, so removed"
+        problem = f"over {tolerance:g} in probability from the PyTorch model, so removed"
         files = ", ".join(wrong["file"])
         raise ModelFileError(f"{files}: {problem}; report it with your versions.")
     why = "its probabilities lie near the threshold, where small changes move many pixels"
@@ -133,14 +135,19 @@ def _export_into(folder: Path, checkpoint, train, val, network) -> pd.DataFrame:
         problem = f"{type(model).__name__} cannot be exported as {name} ({why})"
         raise ModelFileError(f"{checkpoint}: {problem}; change its forward.") from error
     write_manifest(folder)
-    samples, table, kept = folder / "samples.pickle", folder / "table.pickle", []
+    samples, answer, kept = folder / "samples.pickle", folder / "table.pickle", []
     val.to_pickle(samples)
+    tolerance = TOLERANCE
     if content["network"]:  # another process lacks its class
         kept = [folder / "logits.npy"]
         again, _ = load_model(path["pytorch"], network)
-        np.save(*kept, dataset_logits(again, CarvanaDataset(val, size, colour=colour)))
-    in_a_fresh_process(PARITY, *map(str, (table, folder, samples, *kept)), what=folder)
-    return pd.read_pickle(table)  # ours, so it is safe to open
+        logits = dataset_logits(again, CarvanaDataset(val, size, colour=colour))
+        np.save(*kept, logits)
+        tolerance = max(TOLERANCE, 1e-6 * logits.abs().max().item())
+    in_a_fresh_process(PARITY, *map(str, (answer, folder, samples, *kept)), what=folder)
+    table = pd.read_pickle(answer)  # ours, so it is safe to open
+    table.attrs["tolerance"] = tolerance
+    return table
 
 
 PARITY = f"""

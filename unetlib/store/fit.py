@@ -25,7 +25,7 @@ from unetlib.device import autocast, pick_device
 from unetlib.metrics import evaluate
 from unetlib.model import evaluating
 from unetlib.pictures import DataError
-from unetlib.recipe import Recipe
+from unetlib.recipe import BUILT_IN, Recipe
 from unetlib.store.checkpoint import (
     load_state,
     restore,
@@ -35,7 +35,7 @@ from unetlib.store.checkpoint import (
     write_run,
 )
 from unetlib.store.model_file import load_plain
-from unetlib.store.question import code_hash, question_of
+from unetlib.store.question import code_hash, name_of, question_of
 from unetlib.store.runs import HISTORY, Run, find_runs, load_run, run_folder, run_lock, versions
 from unetlib.support.cache import decode_once
 from unetlib.support.errors import ModelFileError
@@ -138,12 +138,17 @@ def _look_up(recipe: Recipe, question: dict, folder: Path) -> tuple[Run | None, 
             if held and len(state["history"]) < recipe.epochs:
                 print(f"run {folder.name}: goes on from {name}, epoch {len(state['history'])}")
                 return None, state
-    for run, its in [] if shorter else alike[-1:]:  # the newest
+    named = [(run, its) for run, its in alike if _names(run.recipe) == _names(recipe)]
+    for run, its in [] if shorter else named[-1:]:  # the newest
         changed = ", ".join(name for name in code if its.get(name) != code[name])
         if changed:
             why = f"the code of {changed} is not that of run {run.folder.name}"
             print(f"run {folder.name}: trained anew, {why}")
     return None, None
+
+
+def _names(recipe: Recipe) -> list[str]:
+    return [name_of(getattr(recipe, setting)) for setting in BUILT_IN]
 
 
 def _but_for_epochs_and_code(question: dict) -> dict:
