@@ -51,6 +51,25 @@ DEFAULT = Recipe(
 )
 PLAIN = replace(DEFAULT, batch_norm=False)
 BEGUN = replace(PLAIN, seed=1)
+
+
+def moved(images, masks):
+    """An own augmentation of whole batches, of which each process keeps its share."""
+    rows = int(torch.randint(8, ()))
+    return images.roll(rows, 2) + 0.1 * torch.rand_like(images), masks.roll(rows, 2)
+
+
+def rim(probabilities, masks):
+    return (probabilities[..., 1:] - masks[..., :-1]).abs().mean((1, 2, 3))
+
+
+def own_net() -> torch.nn.Module:
+    return torch.nn.Sequential(torch.nn.Conv2d(1, 4, 3, padding=1), torch.nn.Conv2d(4, 1, 1))
+
+
+OWN = Recipe(network=own_net, augment=moved, optimizer="sgd", patience=2, size=32, lr=1e-2)
+OWN = replace(OWN, batch_size=5, epochs=3, precision="fp32", loss="bce_dice")
+SETTINGS = {"own": dict(metrics={"rim": rim}, best_by=("rim", "min"))}
 TAKEN = replace(PLAIN, seed=2)  # being trained by this process while the two ask for it
 TRAINED_SPREAD = 0.05  # Dice, with batch statistics from half of the batch each
 
@@ -66,7 +85,10 @@ def one_of_two(rank: int, port: int, tables, weights: Path) -> dict:
     os.environ |= dict(RANK=str(rank), LOCAL_RANK=str(rank), LOCAL_WORLD_SIZE="2")
     out, err = io.StringIO(), io.StringIO()
     with redirect_stdout(out), redirect_stderr(err):
-        runs = {name: fit(RECIPES[name], *tables).folder for name in RECIPES}
+        runs = {
+            name: fit(recipe, *tables, **SETTINGS.get(name, {})).folder
+            for name, recipe in RECIPES.items()
+        }
         learner = begin(DEFAULT, 4, 1e-2, start_accelerator())
         learner.model.load_state_dict(torch.load(weights, weights_only=True)["model"])
         gathered = {
@@ -90,7 +112,7 @@ def one_of_two(rank: int, port: int, tables, weights: Path) -> dict:
     )
 
 
-RECIPES = dict(default=DEFAULT, plain=PLAIN, begun=BEGUN)
+RECIPES = dict(default=DEFAULT, plain=PLAIN, begun=BEGUN, own=OWN)
 
 
 @pytest.fixture(scope="module")
@@ -103,7 +125,9 @@ def single(tables, homes, one_thread):
     """The same recipes in this process alone."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("UNETLIB_HOME", homes["one"])
-        return {name: fit(recipe, *tables) for name, recipe in RECIPES.items()}
+        return {
+            name: fit(recipe, *tables, **SETTINGS.get(name, {})) for name, recipe in RECIPES.items()
+        }
 
 
 def stop(run):
@@ -145,12 +169,17 @@ def largest_difference(one, other) -> float:
     return max((first - second).abs().max().item() for first, second in pairs)
 
 
-def test_without_batch_norm_two_processes_compute_what_one_does(single, double):
-    one, two = single["plain"], double["runs"]["plain"]
+@pytest.mark.parametrize("name", ["plain", "own"])
+def test_without_batch_norm_two_processes_compute_what_one_does(single, double, name):
+    one, two = single[name], double["runs"][name]
     assert two.details["processes"] == 2
     np.testing.assert_allclose(two.history["train_loss"], one.history["train_loss"], atol=1e-5)
     np.testing.assert_allclose(two.history["val_loss"], one.history["val_loss"], atol=1e-5)
-    assert largest_difference(one.model("last"), two.model("last")) < 1e-5  # after 12 steps
+    model = two.model("last", network=one.network)
+    assert largest_difference(one.model("last"), model) < 1e-5  # after 12 steps
+    assert one.folder.name == two.folder.name and one.best_epoch == two.best_epoch
+    if name == "own":
+        np.testing.assert_allclose(two.history["val_rim"], one.history["val_rim"], atol=1e-5)
 
 
 def test_a_run_begun_with_one_process_is_finished_by_two(single, double):
