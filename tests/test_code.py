@@ -5,6 +5,7 @@ import os
 import subprocess
 import sys
 import threading
+import types
 from pathlib import Path
 
 import numpy as np
@@ -219,11 +220,11 @@ def test_what_cannot_be_hashed_is_named_and_a_name_heals_it(tmp_path):
         for unnamed in (scope["lock"], (x for x in "ab")):
             with pytest.raises(RunError):
                 code_hash(unnamed)
-        scope["log"].run_name = "log 1"
+        scope["log"].unetlib_name = "log 1"
         first = code_hash(scope["focal"])
-        scope["log"].run_name = "log 2"
+        scope["log"].unetlib_name = "log 2"
         assert code_hash(scope["focal"]) != first
-        scope["held"].run_name = "held"
+        scope["held"].unetlib_name = "held"
         assert code_hash(scope["held"]) == code_hash(scope["held"])
 
 
@@ -265,18 +266,27 @@ def test_a_decorator_of_torch_hides_nothing():
     assert hashed(2) == hashed(2) != hashed(3)
 
 
+OF_THE_LIBRARY = """
+import tqdm
+kept, SIZE = {}, 1
+def f(x):
+    return tqdm, kept, SIZE, lock
+"""
+
+
 def test_an_edit_of_the_library_counts_but_not_what_it_registers(monkeypatch):
     before = code_hash(Learner), code_hash(train)
     monkeypatch.setitem(LOSSES, "own", lambda logits, masks: 0)
     assert (code_hash(Learner), code_hash(train)) == before
     monkeypatch.setattr(Learner, "total", lambda self, value: value + 1)
     assert code_hash(Learner) != before[0]
-    source, found = "import tqdm\nkept, SIZE = {}, 1\ndef f(x):\n    return tqdm, kept, SIZE", []
-    for edit in ("", "kept[1] = 2", "tqdm = lock", "SIZE = 2"):
-        scope = {"__name__": "unetlib.own", "lock": threading.Lock()}
-        exec(f"{source}\n{edit}", scope)
+    found = []
+    for edit in ("", "kept[1] = 2", "lock = other", "SIZE = 2", "tqdm = max", "tqdm = part(max)"):
+        scope = {"__name__": "unetlib.own", "lock": threading.Lock(), "other": threading.Lock()}
+        scope["part"] = functools.partial
+        exec(f"{OF_THE_LIBRARY}\n{edit}", scope)
         found.append(code_hash(scope["f"]))
-    assert found[0] == found[1] == found[2] != found[3]
+    assert found[0] == found[1] == found[2] and len(set(found[2:])) == 4
 
 
 def test_modules_of_the_user_count_by_what_is_used_of_them(tmp_path, monkeypatch):
@@ -341,3 +351,56 @@ def test_other_processes_find_the_same_hashes(other_process, capsys):
     found = [line.split() for line in (capsys.readouterr().out + shown).splitlines()]
     assert found == [found[0]] * 4
     assert len(set(found[0])) == len(found[0])
+
+
+EDITED = [
+    ("f = lambda x: x.clamp(min=1)", "f = lambda x: x.clamp(max=1)"),  # the names of arguments
+    ("__w = 1\nf = lambda: __w", "__w = 2\nf = lambda: __w"),
+    ("def f(): pass\nf._w = 1", "def f(): pass\nf._w = 2"),
+    (
+        "f = types.SimpleNamespace(run_name='a', g=1)",
+        "f = types.SimpleNamespace(run_name='a', g=2)",
+    ),
+    ("f = torch.nn.Dropout(0.5)", "f = torch.nn.Dropout(0.5).eval()"),
+    ("import focal\nf = lambda x: focal.focal(x)", "focal.W = 2\nf = lambda x: focal.focal(x)"),
+    ("import focal\nf = lambda x: g(focal)", "focal.W = 2\nf = lambda x: g(focal)"),
+]
+
+
+@pytest.mark.parametrize(("old", "new"), EDITED)
+def test_what_hides_an_edit_does_not_hide_it(old, new, tmp_path, monkeypatch):
+    (tmp_path / "focal.py").write_text("W = 1\ndef focal(x):\n    return x * W\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.delitem(sys.modules, "focal", raising=False)
+    hashes, scope = [], dict(torch=torch, types=types, __name__="__main__", g=max)
+    for source in (old, new):
+        exec(source, scope)
+        hashes.append(code_hash(scope["f"]))
+    assert hashes[0] != hashes[1]
+
+
+def test_what_pytorch_does_when_code_is_used_is_no_edit():
+    class Mine(torch.optim.SGD):
+        def __init__(self, parameters, lr):
+            super().__init__(parameters, lr, momentum=0.9)
+
+    before = code_hash(Mine)
+    Mine([torch.zeros(1, requires_grad=True)], 0.1).step()
+    assert code_hash(Mine) == before
+    layers = [torch.nn.Linear(1, 1) for _ in range(2)]
+    for layer in layers:  # PyTorch numbers hooks, one after the other
+        torch.nn.init.ones_(layer.weight), torch.nn.init.ones_(layer.bias)
+        layer.register_forward_hook(print)
+    assert code_hash(layers[0]) == code_hash(layers[1])
+
+
+def test_the_librarys_globals_count_whatever_takes_their_place(monkeypatch):
+    import unetlib.losses
+
+    others = [torch.nn.BCEWithLogitsLoss(pos_weight=torch.tensor([w])) for w in (2.0, 9.0)]
+    others += [torch.nn.functional.mse_loss, functools.partial(LOSSES["bce"], weight=2)]
+    found = {code_hash(LOSSES["bce_dice"])}
+    for other in others:
+        monkeypatch.setattr(unetlib.losses, "bce_loss", other)
+        found.add(code_hash(LOSSES["bce_dice"]))
+    assert len(found) == 5

@@ -311,7 +311,7 @@ def test_the_best_epoch_may_be_chosen_by_another_score(tables, tmp_path, monkeyp
     def falling(probabilities, masks):
         return torch.full((len(masks),), next(later))
 
-    falling.run_name = "falling"
+    falling.unetlib_name = "falling"
     monkeypatch.setitem(globals(), "later", later)
     settings = dict(metrics={"falling": falling}, best_by=("falling", "min"))
     recipe = replace(RECIPE, epochs=4, batch_size=16)

@@ -175,10 +175,12 @@ class CarvanaDataset(Dataset):
         if self._change is not None:
             with seeded(*self.epoch, int(rows[0])) if self.epoch else nullcontext():
                 changed = self._change(images, masks)
-            for before, after in zip((images, masks), changed, strict=True):
-                if after.shape != before.shape or after.dtype != before.dtype:
-                    what = f"{tuple(before.shape)} {before.dtype} to {tuple(after.shape)}"
-                    raise ValueError(f"augment={self.augment} changed {what} {after.dtype}.")
+            before, after = (
+                [(tuple(one.shape), one.dtype) for one in pair if isinstance(one, torch.Tensor)]
+                for pair in ((images, masks), changed if isinstance(changed, tuple) else ())
+            )
+            if before != after:
+                raise ValueError(f"augment={self.augment}: {before} became {after}; return both.")
             images, masks = changed
         return list(zip(images, masks, strict=True))
 

@@ -128,7 +128,7 @@ def evaluate(
                 pairs = zip(logits.split(1), target.float().split(1), strict=True)
                 scores["loss"] += torch.stack([loss(*pair) for pair in pairs]).tolist()
             for name, metric in metrics.items():
-                values = torch.as_tensor(metric(probabilities, target.float()))
+                values = torch.as_tensor(metric(probabilities.clone(), target.float()))
                 if values.shape != (len(batch),):
                     shape = f"shape {tuple(values.shape)}, not ({len(batch)},)"
                     raise ValueError(f"metrics: {name} gave {shape}: one number per image.")

@@ -7,6 +7,7 @@ https://arxiv.org/abs/1505.04597; here with padded convolutions and batch normal
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
+from copy import deepcopy
 from operator import index
 
 import torch
@@ -161,7 +162,7 @@ def build(recipe: Recipe) -> nn.Module:
         settings = {name: getattr(recipe, name) for name in OF_THE_UNET}
         return network(recipe.channels, seed=recipe.seed, **settings)
     with _seeding, seeded(recipe.seed):
-        model = network()
+        model = deepcopy(network())  # one made before and given again would go on learning
         for size in {recipe.size_in(1), recipe.size}:
             images = torch.zeros(2, recipe.channels, *sides(size))
             what = f"network={type(model).__name__}: for images {tuple(images.shape)} it"
@@ -170,12 +171,9 @@ def build(recipe: Recipe) -> nn.Module:
                     found = tuple(model(images).shape)
             except Exception as error:  # a network may fail in any way
                 reason = f"{type(error).__name__}, {error}".partition("\n")[0]
-                remedy = "choose a size and colour that it takes"
-                raise ValueError(f"{what} raised {reason}; {remedy}.") from error
+                raise ValueError(f"{what} raised {reason}; does it fit size and colour?") from error
             if found != (2, 1, *images.shape[2:]):
-                raise ValueError(
-                    f"{what} gave {found}; it needs one logit per pixel, (2, 1, H, W)."
-                )
+                raise ValueError(f"{what} gave {found}, not one logit per pixel, (2, 1, H, W).")
     return model
 
 

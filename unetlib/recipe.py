@@ -45,7 +45,7 @@ class Recipe:
         mask: train against ``hard`` (0/1) or ``soft`` (area coverage) masks.
         augment: ``none``, ``flip``, ``mild``, f(images, masks) -> (images, masks) on a batch, or a
             torchvision v2 transform, image by image (see ``dataset.CarvanaDataset``).
-        loss: ``bce``, ``dice``, ``bce_dice`` or f(logits, masks) -> scalar (see ``losses``).
+        loss: ``bce``, ``dice``, ``bce_dice`` or f(logits, masks) -> scalar, also of a single image.
         optimizer: ``adam``, ``adamw``, ``sgd`` (momentum 0.9) or f(parameters, lr) -> Optimizer.
         weight_decay: the optimizer's; None: its own default.
         schedule: ``constant``; ``one_cycle``: up to ``lr``, then down to almost 0
@@ -95,6 +95,8 @@ class Recipe:
         start = getattr(self.start_from, "checkpoint", self.start_from)  # of a run
         plain = dict(widths=tuple(map(index, self.widths)), lr=float(self.lr))
         plain |= dict(start_from=None if start is None else str(start), size=square(self.size))
+        if self.weight_decay is not None:
+            plain |= dict(weight_decay=float(self.weight_decay))
         for name, kind in get_type_hints(Recipe).items():
             value = _plain(name, plain.get(name, getattr(self, name)), kind)
             object.__setattr__(self, name, value)

@@ -93,6 +93,8 @@ class Learner:
         decay = {} if recipe.weight_decay is None else dict(weight_decay=recipe.weight_decay)
         optimizer = resolve("optimizer", recipe.optimizer)
         self.optimizer = optimizer(list(self.model.parameters()), lr, **decay)
+        if not isinstance(self.optimizer, torch.optim.Optimizer):
+            raise ValueError(f"optimizer={optimizer} gave {self.optimizer!r}: return an Optimizer.")
         schedule = resolve("schedule", recipe.schedule)
         self.scheduler = schedule and schedule(self.optimizer, total_steps)
 
@@ -119,8 +121,8 @@ class Learner:
         with autocast(self.device, self.precision):
             logits = self.forward(images)
         loss = self.loss(logits.float(), masks)
-        if not isinstance(loss, torch.Tensor) or loss.ndim:
-            raise ValueError(f"loss={self.loss} gave {loss!r}: a tensor with one number is needed.")
+        if not isinstance(loss, torch.Tensor) or loss.ndim or not loss.requires_grad:
+            raise ValueError(f"loss={self.loss} gave {loss!r}: it needs one number, with gradient.")
         self.optimizer.zero_grad()
         (loss * weight).backward()
         self.optimizer.step()

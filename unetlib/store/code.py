@@ -9,13 +9,17 @@ from functools import cache, cached_property, partial
 from glob import glob
 from hashlib import sha256
 from importlib import import_module, metadata
-from types import CodeType, FunctionType, MethodType, ModuleType
+from itertools import pairwise
+from threading import Lock, RLock
+from types import BuiltinFunctionType, CodeType, FunctionType, MethodType, ModuleType
 
 from unetlib.support.errors import RunError
 
 _OURS = __name__.partition(".")[0]
 _SCALARS = (str, bytes, int, float, complex, bool, slice, type(None), type(...))
-_LASTING = (*_SCALARS, tuple, frozenset, FunctionType, type)
+_NAMED = (FunctionType, BuiltinFunctionType, type, ModuleType)
+_LOCKS = (type(Lock()), type(RLock()))
+_GLOBAL, _ATTRIBUTE = ("LOAD_GLOBAL", "LOAD_NAME"), ("LOAD_ATTR", "LOAD_METHOD", "IMPORT_FROM")
 _WRAPPERS = (MethodType, staticmethod, classmethod, property, cached_property)
 _WRAPPED = ("__func__", "__self__", "fget", "fset", "fdel", "func")
 # Of a class: where it stands, what it says, and what follows from the rest or is set by use.
@@ -28,7 +32,7 @@ def code_hash(thing) -> str:
 
     They cover what functions and classes do (not their names, comments, docstrings, annotations)
     with all they use, the state of instances, and installed packages by name and version; but by
-    name alone in functions of this package. A text ``run_name`` of an object stands for all of it.
+    name alone in functions of this package. The text ``unetlib_name`` of an object stands for it.
 
     Raises:
         RunError: a part cannot be hashed; names the way to it and the remedy.
@@ -66,6 +70,10 @@ def label(thing) -> str:
     return str(getattr(thing, "__name__", type(thing).__name__))
 
 
+def _is_dunder(name: str) -> bool:
+    return name[:2] == "__" == name[-2:]
+
+
 def _refusal(step: str, thing, above) -> str:
     what, steps, holder = f"a {type(thing).__name__}, whose content cannot be named", [step], ""
     while above:
@@ -75,7 +83,7 @@ def _refusal(step: str, thing, above) -> str:
         holder = holder or (label(thing) if hasattr(thing, "__dict__") and not method else "")
     way = " of ".join(f"`{step}`" for step in steps if step)
     what = f"{label(thing)} uses {way}, {what}" if way else what
-    return f'{what}: give {holder or "it"} a run_name, a text like "v1" that changes with it.'
+    return f'{what}: give {holder or "it"} a unetlib_name, a text like "v1" that changes with it.'
 
 
 @cache
@@ -99,8 +107,8 @@ def _take_apart(thing) -> tuple[str, list[tuple[str, object]]]:
     """Tag and parts, each after the name by which it is known, of what is found by number."""
     kind = type(thing)
     for names in (getattr(thing, "__dict__", None) or {}, vars(kind)):
-        if type(names.get("run_name")) is str:
-            return f"named {label(thing)} {names['run_name']}", []
+        if type(names.get("unetlib_name")) is str:
+            return f"named {label(thing)} {names['unetlib_name']}", []
     if isinstance(thing, _WRAPPERS):
         return kind.__name__, [("", getattr(thing, name, None)) for name in _WRAPPED]
     if isinstance(thing, FunctionType):  # torch wraps an optimizer's `step` on first use
@@ -112,7 +120,13 @@ def _take_apart(thing) -> tuple[str, list[tuple[str, object]]]:
     if isinstance(thing, type):
         if package:
             return f"class {home} {thing.__qualname__} {package}", []
-        members = (part for part in vars(thing).items() if not part[0].startswith(_NO_BEHAVIOUR))
+        own = thing.__qualname__ + "."  # torch also puts a wrapped `step` of a base class here
+        members = [
+            (name, part)
+            for name, part in vars(thing).items()
+            if not name.startswith(_NO_BEHAVIOUR)
+            and not (hasattr(part, "hooked") and not part.__qualname__.startswith(own))
+        ]
         return "class", [("", kind), ("", thing.__bases__), *sorted(members)]
     if hasattr(kind, "untyped_storage"):  # a tensor
         raw = thing.detach().cpu().contiguous().reshape(-1).view(sys.modules["torch"].uint8).numpy()
@@ -122,10 +136,12 @@ def _take_apart(thing) -> tuple[str, list[tuple[str, object]]]:
         home = getattr(thing, "__module__", home)
         return f"{home} {reduced}", [("", kind), ("", getattr(thing, "__wrapped__", None))]
     make, arguments, state, items, pairs = (*reduced, None, None, None)[:5]
-    if isinstance(state, dict):  # torch notes in it how it was used
-        noted = {"training"} if "_parameters" in state else set()
-        noted |= {"prev", "prev_cache_enabled", "prev_fastdtype"} if package else set()
-        pairs = [*(pairs or ()), *(part for part in state.items() if part[0] not in noted)]
+    if isinstance(state, dict):  # torch notes in it how it was used, and numbers hooks
+        noted = {"prev", "prev_cache_enabled", "prev_fastdtype"} if package else set()
+        kept = [(name, part) for name, part in state.items() if name not in noted]
+        hooks = {name for name, part in kept if "_hooks" in str(name) and isinstance(part, dict)}
+        kept = [(name, [*part.values()] if name in hooks else part) for name, part in kept]
+        pairs = [*(pairs or ()), *kept]
     parts = (make, arguments, None if isinstance(state, dict) else state, *(items or ()))
     return "", [("", part) for part in parts] + [(label(k), (k, v)) for k, v in pairs or ()]
 
@@ -135,25 +151,32 @@ def _take_function(function: FunctionType) -> tuple[str, list[tuple[str, object]
     stored = {n for kind, n in steps if kind in ("STORE_GLOBAL", "DELETE_GLOBAL", "STORE_DEREF")}
     cells = zip(function.__code__.co_freevars, function.__closure__ or (), strict=True)
     parts = [("", function.__defaults__), ("", function.__kwdefaults__)]
-    parts += [part for part in vars(function).items() if part[0][0] != "_"]
+    parts += [part for part in vars(function).items() if not _is_dunder(part[0])]
     parts += [(name, cell.cell_contents) for name, cell in cells if name not in stored]
     home = str(scope.get("__name__"))
     if package := _package(home):  # what its decorators and factories make holds the user's code
         made = "<locals>" in function.__qualname__ or not _package(str(function.__module__))
         return f"{home} {function.__code__.co_qualname} {package}", parts if made else []
     ours = home.partition(".")[0] == _OURS
-    read = {n for kind, n in steps if kind in ("LOAD_GLOBAL", "LOAD_NAME") and n[:2] != "__"}
+    read = {n for kind, n in steps if kind in _GLOBAL and not _is_dunder(n)}
     found = [(name, scope[name]) for name in sorted(read - stored) if name in scope]
     for (_, dots), (kind, name) in zip(steps, steps[2:], strict=False):
         if kind == "IMPORT_NAME" and not ours:
-            found.append((name, import_module("." * dots + name, scope.get("__package__"))))
-    names = {n for kind, n in steps if kind in ("LOAD_ATTR", "LOAD_METHOD", "IMPORT_FROM")}
+            with suppress(ImportError):  # of what need not be there
+                found.append((name, import_module("." * dots + name, scope.get("__package__"))))
+    names, seen = {n for kind, n in steps if kind in _ATTRIBUTE and not _is_dunder(n)}, []
+    passed = {n for (k, n), (then, _) in pairwise(steps) if k in _GLOBAL and then not in _ATTRIBUTE}
     for step, value in found:
-        lasts = isinstance(value, _LASTING) and not _package(str(getattr(value, "__module__", "")))
         if isinstance(value, ModuleType) and not _package(value.__name__):
-            used = {n for n in names - {*step.split(".")} if n[:2] != "__"}  # in no circle
-            found += [(f"{step}.{n}", getattr(value, n)) for n in sorted(used) if hasattr(value, n)]
-        elif lasts or not ours:  # of the library's no registry, cache or lock
+            used = names if step not in passed else {n for n in vars(value) if not _is_dunder(n)}
+            inside = [(f"{step}.{n}", getattr(value, n)) for n in sorted(used) if hasattr(value, n)]
+            found += [] if value in seen else inside
+            seen.append(value)
+        elif not ours:
+            parts.append((step, value))
+        elif isinstance(value, _NAMED) and _package(getattr(value, "__module__", "") or "os"):
+            parts.append((step, label(value)))  # an upgrade of tqdm leaves runs alone
+        elif not isinstance(value, (dict, *_LOCKS)):  # the library's registries do not count
             parts.append((step, value))
     return "function", [*parts, *(("", part) for step in steps for part in step)]
 
@@ -168,6 +191,7 @@ def _read(code: CodeType) -> list[tuple[str, object]]:
             steps.pop()
         elif isinstance(step.argval, CodeType):
             steps += _read(step.argval)
-        else:
-            steps.append((step.opname, step.argval))
+        else:  # Python 3.11 does not say which names of arguments KW_NAMES means
+            named = step.opname == "KW_NAMES"
+            steps.append((step.opname, code.co_consts[step.arg] if named else step.argval))
     return steps

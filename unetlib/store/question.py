@@ -65,7 +65,9 @@ def question_of(recipe: Recipe, data: str, best_by: tuple[str, str], metrics: Ma
     Raises:
         RunError: code that cannot be hashed. DataError: no such file to start from.
     """
-    from unetlib.training import Learner, train  # here: whoever only lists runs needs no PyTorch
+    from unetlib.dataset import CarvanaDataset  # here: whoever lists runs needs no PyTorch
+    from unetlib.support.processes import SharedLearner
+    from unetlib.training import Learner, train
 
     settings = {name: value for name, value in recipe.changes.items() if name not in BUILT_IN}
     if recipe.start_from is not None:
@@ -75,11 +77,13 @@ def question_of(recipe: Recipe, data: str, best_by: tuple[str, str], metrics: Ma
             what = f"start_from={recipe.start_from}: {error.strerror}"
             raise DataError(f"{what}; give a run or a model file.") from None
         settings["start_from"] = hashlib.sha256(content).hexdigest()[:16]
-    code = {"training": code_hash((train, Learner))}
+    code = {"training": code_hash((train, Learner, SharedLearner, CarvanaDataset))}
     for setting in BUILT_IN:
         value = getattr(recipe, setting)
         known = isinstance(value, MissingCode)
-        code[setting] = value.code if known else code_hash(resolve(setting, value))
+        # By name, the U-Net also gets the recipe's settings.
+        thing = None if known else (value == "unet", resolve(setting, value))
+        code[setting] = value.code if known else code_hash(thing)
     if best_by[0] in metrics:
         code["best_by"] = code_hash(metrics[best_by[0]])
     question = dict(format=FORMAT, settings=settings, code=code, best_by=list(best_by))
