@@ -12,7 +12,6 @@ from unetlib.store.question import name_of
 from unetlib.store.runs import HISTORY, Run, find_runs, run_lock
 from unetlib.support import folders
 from unetlib.support.errors import RunError
-from unetlib.support.memory import clear_cache
 
 FILES = ("recipe.json", "run.json", "last.pth", "next*.pth", "best.pth", "history.csv")
 
@@ -57,8 +56,8 @@ def clean_runs(keep: int | Mapping[str, Run] | Iterable[Run] = 10) -> list[str]:
     """Delete runs, except those to keep and those being trained at the moment; empty the cache.
 
     Damaged and half-written runs are deleted, too. Links, and folders without a file of a run
-    (TensorBoard writes into ``runs/`` as well), stay as they are. The cache holds decoded images,
-    which are decoded again when they are needed.
+    (TensorBoard writes into ``runs/`` as well), stay as they are. What the cache held, decoded
+    images above all, is found again when it is needed.
 
     Args:
         keep: how many of the newest, or which ones.
@@ -75,7 +74,7 @@ def clean_runs(keep: int | Mapping[str, Run] | Iterable[Run] = 10) -> list[str]:
     runs = list(keep.values() if isinstance(keep, Mapping) else keep) if several else [keep]
     if not all(isinstance(run, Run) for run in runs):
         raise RunError("Nothing deleted; keep: give the runs, or how many of them, 0 or more.")
-    clear_cache()
+    shutil.rmtree(folders.cache_dir(), ignore_errors=True)
     kept, deleted = {run.folder.name for run in runs}, []
     for folder in sorted(folders.runs_dir().iterdir()):
         ours = any(path.is_file() for name in FILES for path in folder.glob(name))
