@@ -44,7 +44,6 @@ def memory_kept(device: torch.device) -> Iterator[None]:
     try:
         yield
     finally:
-        mallopt(mmap_max, 65536)
-        mallopt(mmap_threshold, 32 << 20)
-        mallopt(trim_threshold, 64 << 20)
+        for name, value in ((mmap_max, 65536), (mmap_threshold, 2**25), (trim_threshold, 2**26)):
+            mallopt(name, value)
         libc.malloc_trim(0)
