@@ -48,12 +48,8 @@ def name_of(value) -> str:
 
 def restored(settings: dict) -> Recipe:
     """The recipe that ``stored`` has written down; its own code is missing."""
-    return Recipe(
-        **{
-            name: MissingCode(name, **value) if isinstance(value, dict) else value
-            for name, value in settings.items()
-        }
-    )
+    own = {key: MissingCode(key, **one) for key, one in settings.items() if isinstance(one, dict)}
+    return Recipe(**settings | own)
 
 
 def question_of(recipe: Recipe, data: str, best_by: tuple[str, str], metrics: Mapping) -> dict:
