@@ -26,14 +26,7 @@ from unetlib.metrics import evaluate
 from unetlib.model import evaluating
 from unetlib.pictures import DataError
 from unetlib.recipe import Recipe
-from unetlib.store.checkpoint import (
-    load_state,
-    restore,
-    unwritable,
-    write_details,
-    write_history,
-    write_run,
-)
+from unetlib.store.checkpoint import load_state, restore, unwritable, write_run, write_tables
 from unetlib.store.model_file import load_plain
 from unetlib.store.question import code_hash, question_of
 from unetlib.store.runs import HISTORY, Run, find_runs, load_run, run_folder, run_lock, versions
@@ -43,8 +36,6 @@ from unetlib.support.memory import fingerprint
 from unetlib.support.processes import begin, settle_batch_size, start_accelerator
 from unetlib.support.speed import memory_kept, out_of_memory_named
 from unetlib.training import Learner, TrainingError, train
-
-PREVIEWS = 4
 
 
 def fit(
@@ -105,9 +96,7 @@ def fit(
         run, state = broadcast_object_list([run, state])
         if run is not None:
             return replace(run, recipe=recipe)
-        work = recipe, train, val, question, folder, state
-        with memory_kept(accelerator.device):
-            return _train(*work, on_epoch, metrics, accelerator)
+        return _train(recipe, train, val, question, folder, state, on_epoch, metrics, accelerator)
 
 
 def _look_up(recipe: Recipe, question: dict, folder: Path) -> tuple[Run | None, dict | None]:
@@ -139,8 +128,7 @@ def _look_up(recipe: Recipe, question: dict, folder: Path) -> tuple[Run | None, 
                 print(f"run {folder.name}: goes on from {name}, epoch {len(state['history'])}")
                 return None, state
     for run, its in [] if shorter else alike[-1:]:  # the newest
-        changed = ", ".join(name for name in code if its.get(name) != code[name])
-        if changed:
+        if changed := ", ".join(name for name in code if its.get(name) != code[name]):
             why = f"the code of {changed} is not that of run {run.folder.name}"
             print(f"run {folder.name}: trained anew, {why}")
     return None, None
@@ -164,8 +152,7 @@ def _score_kept(run: Run, val: pd.DataFrame, metrics: Mapping[str, Callable]) ->
         run.history[f"val_{name}"] = np.where(kept, table[name].mean(), np.nan)
     run.details["metrics"] = known | hashes
     with suppress(OSError):  # a run that cannot be written can be looked at all the same
-        write_details(run)
-        write_history(run)
+        write_tables(run)
     scored = f"{', '.join(lacking)} scored for its kept model, of epoch {run.best_epoch}"
     print(f"run {run.folder.name}: {scored}")
 
@@ -189,21 +176,20 @@ def _train(
     else:
         batch_size, lr = state["batch_size"], state["lr"]
     steps = recipe.epochs * math.ceil(len(train_rows) / batch_size)
+    if recipe.start_from is not None:
+        load_plain(recipe.start_from)  # says what is wrong with the file
     try:
-        if recipe.start_from is not None:
-            load_plain(recipe.start_from)  # says what is wrong with the file
         learner = begin(recipe, steps, lr, accelerator, metrics)
     except (RuntimeError, KeyError) as error:
         if recipe.start_from is None:
             raise
-        problem = "its weights do not fit the recipe's network"
-        raise ModelFileError(f"{recipe.start_from}: {problem}; choose another file.") from error
-    details = {name: question[name] for name in ("profile", "data")} | dict(question=question)
-    details |= dict(device=str(device), metrics=_hashes(metrics))
-    details |= dict(processes=accelerator.num_processes, precision=learner.precision)
-    details |= dict(batch_size=batch_size, lr=lr, versions=versions())
-    details |= dict(train_images=len(train_rows), train_ids=list(train_rows["id"]))
-    details |= dict(val_ids=list(val_rows["id"]))
+        problem = "its weights do not fit the recipe's network; choose another file"
+        raise ModelFileError(f"{recipe.start_from}: {problem}.") from error
+    details = dict(question=question, profile=question["profile"], data=question["data"])
+    details |= dict(batch_size=batch_size, lr=lr, precision=learner.precision, device=str(device))
+    details |= dict(processes=accelerator.num_processes, versions=versions())
+    details |= dict(train_ids=list(train_rows["id"]), train_images=len(train_rows))
+    details |= dict(val_ids=list(val_rows["id"]), metrics=_hashes(metrics))
     run = Run(folder, recipe, pd.DataFrame(columns=HISTORY, dtype=float), details)
     if state is not None:
         restore(learner, state, folder)
@@ -215,7 +201,7 @@ def _train(
             write_run(run, learner, first=state["folder"] != folder.name, best=state["best"])
     rows, stop = train(learner, train_sets, val_set, batch_size, len(run.history) + 1), False
     try:
-        with out_of_memory_named(batch_size, recipe.size, device):
+        with memory_kept(device), out_of_memory_named(batch_size, recipe.size, device):
             while not (run.finished or stop):
                 row = next(rows)
                 history = pd.concat([run.history, pd.DataFrame([row])], ignore_index=True)
@@ -242,7 +228,7 @@ def _train(
 
 def _preview(learner: Learner, val_set: CarvanaDataset) -> tuple[np.ndarray, ...]:
     """``Run.preview``: validation images evenly spread over the set."""
-    chosen = range(0, len(val_set), max(1, len(val_set) // PREVIEWS))[:PREVIEWS]
+    chosen = range(0, len(val_set), max(1, len(val_set) // 4))[:4]
     images, coverage = val_set.images[chosen], val_set.coverage[chosen]
     with evaluating(learner.model), autocast(learner.device, learner.precision):
         logits = learner.model(to_tensor(images).to(learner.device))[:, 0]
@@ -256,9 +242,9 @@ def _alone(folder: Path, accelerator: Accelerator) -> Iterator[None]:
     A program of several processes does not wait: the others would give up on the main process.
     Where nothing can be written, a run that is there can still be looked up.
     """
-    busy = f"run {folder.name}: being trained by another program"
 
     def say() -> None:
+        busy = f"run {folder.name}: being trained by another program"
         if accelerator.num_processes > 1:
             raise TrainingError(f"{busy}; start again when it is done.")
         print(f"{busy}; waiting for it")
@@ -276,11 +262,10 @@ def _alone(folder: Path, accelerator: Accelerator) -> Iterator[None]:
 @contextmanager
 def _stop_on_sigterm() -> Iterator[None]:
     """Let SIGTERM (a cluster's or a service manager's request to end) act like the stop button."""
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    before = signal.signal(signal.SIGTERM, signal.default_int_handler)
+    possible = threading.current_thread() is threading.main_thread()
+    before = possible and signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
         yield
     finally:
-        signal.signal(signal.SIGTERM, before or signal.SIG_DFL)  # None: not set from Python
+        if possible:
+            signal.signal(signal.SIGTERM, before or signal.SIG_DFL)  # None: not set from Python
