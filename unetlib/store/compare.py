@@ -53,7 +53,7 @@ def compare_runs(runs: Mapping[str, Run] | Iterable[Run] | None = None) -> pd.Da
 
 
 def clean_runs(keep: int | Mapping[str, Run] | Iterable[Run] = 10) -> list[str]:
-    """Delete runs, except those to keep and those being trained at the moment; empty the cache.
+    """Delete runs but those to keep and those being trained; empty the cache; name the deleted.
 
     Damaged and half-written runs are deleted, too. Links, and folders without a file of a run
     (TensorBoard writes into ``runs/`` as well), stay as they are. What the cache held, decoded
@@ -61,9 +61,6 @@ def clean_runs(keep: int | Mapping[str, Run] | Iterable[Run] = 10) -> list[str]:
 
     Args:
         keep: how many of the newest, or which ones.
-
-    Returns:
-        Names of the deleted runs.
 
     Raises:
         RunError: ``keep`` is neither a number from 0 up nor runs; nothing is deleted.
