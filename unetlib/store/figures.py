@@ -36,13 +36,13 @@ def show_predictions(
         images: ``(H, W)`` each; masks: ``(H, W)`` 0/1; probabilities: ``(H, W)`` in [0, 1].
         titles: above each column.
     """
-    columns, table = len(images), zip(images, masks, probabilities, strict=True)
-    rows = [[np.squeeze(np.asarray(picture)) for picture in column] for column in table]
+    given, columns = (images, masks, probabilities), len(images)
+    rows = [[np.squeeze(np.asarray(picture)) for picture in row] for row in given]
     colours = np.array([(1, 1, 1), to_rgb(CAR), to_rgb(MISSED), (0.75, 0.75, 0.75)])
-    for column in rows:
-        column.append(colours[2 * (column[1] >= 0.5) + (column[2] > threshold)])
-    shown = [picture for row in zip(*rows, strict=True) for picture in row]
-    figure = show_images(shown, ncols=columns, width=1.7 * columns + 0.5)
+    pairs = zip(*rows[1:], strict=True)
+    rows.append([colours[2 * (mask >= 0.5) + (one > threshold)] for mask, one in pairs])
+    pictures = [picture for row in rows for picture in row]
+    figure = show_images(pictures, ncols=columns, width=1.7 * columns + 0.5)
     for axis, title in zip(figure.axes, titles or [], strict=False):
         axis.set_title(title, fontsize=9)
     labels = ("input", "truth", "probability", "errors\n(orange: missed,\nblue: too much)")
@@ -127,11 +127,8 @@ def plot_lr_find(table: pd.DataFrame) -> Figure:
 class LiveFigure:
     """A figure that grows with a training: ``fit(..., on_epoch=LiveFigure())``.
 
-    Loss and Dice so far, and some validation masks as they sharpen. Outside of a notebook nothing
-    is shown; ``draw`` makes the figure anywhere.
-
-    Args:
-        images: how many validation images to follow, up to 4.
+    Loss and Dice so far, and the masks of up to 4 validation images as they sharpen. Outside of a
+    notebook nothing is shown; ``draw`` makes the figure anywhere.
     """
 
     COLUMNS = 6
