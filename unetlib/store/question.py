@@ -35,8 +35,7 @@ def stored(recipe: Recipe, code: dict[str, str]) -> dict:
     """A recipe's settings as JSON can hold them: own code by its name and its hash in ``code``."""
     settings = dict(vars(recipe))
     for setting, names in BUILT_IN.items():
-        value = settings[setting]
-        if not isinstance(value, str) or value not in names:
+        if (value := settings[setting]) not in names:
             settings[setting] = dict(name=name_of(value), code=code[setting])
     return settings
 
