@@ -15,9 +15,7 @@ from unetlib.support.memory import pair_hashes
 VERSION = 6  # raise it when decoding changes, so that older files are not used
 
 
-def decode_once(
-    samples: pd.DataFrame, size: int | tuple[int, int], colour: bool = False
-) -> np.ndarray:
+def decode_once(samples: pd.DataFrame, size, colour: bool = False) -> np.ndarray:
     """``dataset.decode`` that reads a pair of files only the first time it meets their content.
 
     Splits share what they have in common; where nothing can be written, one warning says so.
