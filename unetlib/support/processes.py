@@ -96,10 +96,8 @@ def settle_batch_size(recipe: Recipe, images: int, accelerator: Accelerator) -> 
     Raises:
         TrainingError: not even one image fits.
     """
-    if recipe.batch_size != "auto":
-        return recipe.batch_size, recipe.lr
-    if accelerator.device.type != "cuda":
-        return BASE_BATCH, recipe.lr
+    if recipe.batch_size != "auto" or accelerator.device.type != "cuda":
+        return BASE_BATCH if recipe.batch_size == "auto" else recipe.batch_size, recipe.lr
     constant = replace(recipe, schedule="constant")
     fitting = 2 ** int(math.log2(max(1, images // FEWEST_STEPS / accelerator.num_processes)))
     while fitting:
