@@ -12,7 +12,7 @@ from unetlib.store.question import stored
 from unetlib.store.runs import RETRAIN, Run, best_epoch
 from unetlib.support.errors import RunError
 from unetlib.support.files import whole_file
-from unetlib.training import Learner, TrainingError
+from unetlib.training import KEPT, Learner, TrainingError
 
 
 def load_state(folder: Path) -> dict:
@@ -111,7 +111,5 @@ def write_tables(run: Run) -> None:
 
 def unwritable(folder: Path, error: OSError) -> TrainingError:
     """The error of a run's folder in which nothing can be written."""
-    return TrainingError(
-        f"{folder}: cannot be written ({error.strerror or error}): free some space, or set "
-        "UNETLIB_HOME to a folder with room, then fit again; finished epochs are kept."
-    )
+    remedy = f"free some space, or set UNETLIB_HOME to a folder with room, then fit again; {KEPT}"
+    return TrainingError(f"{folder}: cannot be written ({error.strerror or error}): {remedy}.")
