@@ -25,9 +25,7 @@ def download(
     test: bool = False,
     source: str | Path | None = None,
 ) -> Path:
-    """Fetch the real data set, unpack it and check that it is complete.
-
-    A second call continues where the first was interrupted (see ``unpack``).
+    """Fetch the real data set, unpack it and check it; a second call continues an interrupted one.
 
     Args:
         target: the folder to fill; None: ``data/carvana`` in the repository.

@@ -15,11 +15,7 @@ from unetlib.pictures import DataError, load_image, sides
 
 
 def write_subset(
-    source: str | Path,
-    target: str | Path,
-    cars: int,
-    size: tuple[int, int] = (320, 480),
-    seed: int = 0,
+    source: str | Path, target: str | Path, cars: int, size=(320, 480), seed: int = 0
 ) -> Path:
     """Write a downsampled part of a data set in the same layout, into the folder it returns.
 
@@ -70,8 +66,7 @@ def write_subset(
         table = pd.DataFrame(rles, columns=["img", "rle_mask"])
         table.to_csv(folder / "train_masks.csv", index=False)
         if (metadata := read_metadata(source)) is not None:
-            cars_csv = folder / "metadata.csv"
-            metadata[metadata["id"].isin(rows["car"])].to_csv(cars_csv, index=False)
+            metadata[metadata["id"].isin(rows["car"])].to_csv(folder / "metadata.csv", index=False)
         if target.exists():
             target.rmdir()
         folder.replace(target)

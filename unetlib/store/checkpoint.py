@@ -12,7 +12,7 @@ from unetlib.store.question import stored
 from unetlib.store.runs import RETRAIN, Run, best_epoch
 from unetlib.support.errors import RunError
 from unetlib.support.files import whole_file
-from unetlib.training import Learner, TrainingError
+from unetlib.training import KEPT, Learner, TrainingError
 
 
 def load_state(folder: Path) -> dict:
@@ -73,11 +73,10 @@ def write_run(run: Run, learner: Learner, first: bool, best: dict | None = None)
         TrainingError: the folder cannot be written; finished epochs are kept.
     """
     folder = run.folder
-    state = {name: run.details[name] for name in ("batch_size", "lr")}
+    state = {name: run.details[name] for name in ("batch_size", "lr", "metrics")}
     state |= dict(model=learner.model.state_dict(), optimizer=learner.optimizer.state_dict())
-    state |= dict(scheduler=learner.scheduler.state_dict() if learner.scheduler else None)
+    state |= dict(scheduler=learner.scheduler and learner.scheduler.state_dict())
     state |= dict(history=run.history.to_dict("records"), best_by=list(run.best_by))
-    state |= dict(metrics=run.details["metrics"])
     try:
         for leftover in folder.glob("*.part*"):  # of a killed process
             leftover.unlink()
@@ -85,7 +84,6 @@ def write_run(run: Run, learner: Learner, first: bool, best: dict | None = None)
         if first:
             for name in ("history.csv", "last.pth", "best.pth"):
                 (folder / name).unlink(missing_ok=True)
-        write_details(run)
         if best is not None:
             save_atomically(best, run.checkpoint)
         os.replace(folder / "next.pth", folder / "last.pth")
@@ -93,7 +91,7 @@ def write_run(run: Run, learner: Learner, first: bool, best: dict | None = None)
             info = dict(recipe=settings_of(run), epoch=run.best_epoch, val_dice=run.best_dice)
             info |= dict(size=run.recipe.size, colour=run.recipe.colour)
             save_model(run.checkpoint, learner.model, **info)
-        write_history(run)
+        write_tables(run)
     except OSError as error:
         raise unwritable(folder, error) from None
 
@@ -102,20 +100,16 @@ def settings_of(run: Run) -> dict:
     return stored(run.recipe, run.details["question"]["code"])
 
 
-def write_details(run: Run) -> None:
+def write_tables(run: Run) -> None:
+    """Write what people can read of a run, ``history.csv`` last."""
     for name, content in (("recipe", settings_of(run)), ("run", run.details)):
         with whole_file(run.folder / f"{name}.json") as part:
             part.write_text(json.dumps(content, indent=1), encoding="utf-8")
-
-
-def write_history(run: Run) -> None:
     with whole_file(run.folder / "history.csv") as part:
         run.history.to_csv(part, index=False, lineterminator="\n")
 
 
 def unwritable(folder: Path, error: OSError) -> TrainingError:
     """The error of a run's folder in which nothing can be written."""
-    return TrainingError(
-        f"{folder}: cannot be written ({error.strerror or error}): free some space, or set "
-        "UNETLIB_HOME to a folder with room, then fit again; finished epochs are kept."
-    )
+    remedy = f"free some space, or set UNETLIB_HOME to a folder with room, then fit again; {KEPT}"
+    return TrainingError(f"{folder}: cannot be written ({error.strerror or error}): {remedy}.")

@@ -3,7 +3,6 @@
 import shutil
 from collections.abc import Iterable, Mapping
 from operator import index
-from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -13,15 +12,12 @@ from unetlib.store.question import name_of
 from unetlib.store.runs import HISTORY, Run, find_runs, run_lock
 from unetlib.support import folders
 from unetlib.support.errors import RunError
-from unetlib.support.memory import clear_cache
 
-FILES = {"recipe.json", "run.json", "last.pth", "next.pth", "best.pth", "history.csv"}
+FILES = ("recipe.json", "run.json", "last.pth", "next*.pth", "best.pth", "history.csv")
 
 
 def compare_runs(runs: Mapping[str, Run] | Iterable[Run] | None = None) -> pd.DataFrame:
     """A row per run, the best first: the settings in which they differ, and how they did.
-
-    ``plot_runs`` draws the same runs.
 
     Args:
         runs: by name, or a list; None: all in the runs folder.
@@ -34,8 +30,8 @@ def compare_runs(runs: Mapping[str, Run] | Iterable[Run] | None = None) -> pd.Da
     """
     if not isinstance(runs, Mapping):
         runs = {run.folder.name: run for run in (find_runs() if runs is None else runs)}
-    facts = [{name: run.details[name] for name in ("data", "profile")} for run in runs.values()]
-    rows = [vars(run.recipe) | fact for run, fact in zip(runs.values(), facts, strict=True)]
+    facts = ("data", "profile")
+    rows = [vars(run.recipe) | {name: run.details[name] for name in facts} for run in runs.values()]
     settings = pd.DataFrame(rows, index=list(runs))
     codes = [run.details.get("question", {}).get("code", {}) for run in runs.values()]
     for setting in BUILT_IN if len(settings) else ():
@@ -43,8 +39,7 @@ def compare_runs(runs: Mapping[str, Run] | Iterable[Run] | None = None) -> pd.Da
         hashes = pd.Series([code.get(setting) for code in codes], names.index, str)
         several = hashes.groupby(names).transform("nunique") > 1
         settings[setting] = names.where(~several, names + " " + hashes.str[:4])
-    differing = settings.loc[:, settings.map(str).nunique() > 1]
-    differing = differing.drop(columns="epochs", errors="ignore")
+    differing = settings.loc[:, (settings.map(str).nunique() > 1) & (settings.columns != "epochs")]
     names = ("best_epoch", "epochs", "seconds", "images_per_second")
     results = [
         dict(best_dice=run.best_dice, best_iou=run.best_iou)
@@ -58,17 +53,14 @@ def compare_runs(runs: Mapping[str, Run] | Iterable[Run] | None = None) -> pd.Da
 
 
 def clean_runs(keep: int | Mapping[str, Run] | Iterable[Run] = 10) -> list[str]:
-    """Delete runs, except those to keep and those being trained at the moment; empty the cache.
+    """Delete runs but those to keep and those being trained; empty the cache; name the deleted.
 
     Damaged and half-written runs are deleted, too. Links, and folders without a file of a run
-    (TensorBoard writes into ``runs/`` as well), stay as they are. The cache holds decoded images,
-    which are decoded again when they are needed.
+    (TensorBoard writes into ``runs/`` as well), stay as they are. What the cache held, decoded
+    images above all, is found again when it is needed.
 
     Args:
         keep: how many of the newest, or which ones.
-
-    Returns:
-        Names of the deleted runs.
 
     Raises:
         RunError: ``keep`` is neither a number from 0 up nor runs; nothing is deleted.
@@ -79,10 +71,11 @@ def clean_runs(keep: int | Mapping[str, Run] | Iterable[Run] = 10) -> list[str]:
     runs = list(keep.values() if isinstance(keep, Mapping) else keep) if several else [keep]
     if not all(isinstance(run, Run) for run in runs):
         raise RunError("Nothing deleted; keep: give the runs, or how many of them, 0 or more.")
-    clear_cache()
+    shutil.rmtree(folders.cache_dir(), ignore_errors=True)
     kept, deleted = {run.folder.name for run in runs}, []
     for folder in sorted(folders.runs_dir().iterdir()):
-        if folder.name in kept or folder.is_symlink() or not _holds_a_run(folder):
+        ours = any(path.is_file() for name in FILES for path in folder.glob(name))
+        if folder.name in kept or folder.is_symlink() or not ours:
             continue
         with run_lock(folder) as held:
             if held:
@@ -90,8 +83,3 @@ def clean_runs(keep: int | Mapping[str, Run] | Iterable[Run] = 10) -> list[str]:
                 shutil.rmtree(folder)
                 deleted.append(folder.name)
     return deleted
-
-
-def _holds_a_run(folder: Path) -> bool:
-    begun = any(folder.glob("next.*.part.pth"))  # killed while its first file was written
-    return begun or any((folder / name).is_file() for name in FILES)

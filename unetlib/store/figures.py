@@ -4,13 +4,12 @@ As in ``plots``, every function returns its figure, closed.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
-from itertools import cycle
 
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 from IPython import get_ipython
-from IPython.display import DisplayHandle, display
+from IPython.display import DisplayHandle
 from matplotlib.axes import Axes
 from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
@@ -37,18 +36,13 @@ def show_predictions(
         images: ``(H, W)`` each; masks: ``(H, W)`` 0/1; probabilities: ``(H, W)`` in [0, 1].
         titles: above each column.
     """
-    images, masks, probabilities = (
-        list(map(np.squeeze, s)) for s in (images, masks, probabilities)
-    )
-    errors = [np.ones((*mask.shape, 3)) for mask in masks]
-    for picture, mask, probability in zip(errors, masks, probabilities, strict=True):
-        predicted, mask = probability > threshold, mask >= 0.5
-        picture[mask & predicted] = 0.75
-        picture[mask & ~predicted] = to_rgb(MISSED)
-        picture[~mask & predicted] = to_rgb(CAR)
-    columns = len(images)
-    rows = [*images, *masks, *probabilities, *errors]
-    figure = show_images(rows, ncols=columns, width=1.7 * columns + 0.5)
+    given, columns = (images, masks, probabilities), len(images)
+    rows = [[np.squeeze(np.asarray(picture)) for picture in row] for row in given]
+    colours = np.array([(1, 1, 1), to_rgb(CAR), to_rgb(MISSED), (0.75, 0.75, 0.75)])
+    pairs = zip(*rows[1:], strict=True)
+    rows.append([colours[2 * (mask >= 0.5) + (one > threshold)] for mask, one in pairs])
+    pictures = [picture for row in rows for picture in row]
+    figure = show_images(pictures, ncols=columns, width=1.7 * columns + 0.5)
     for axis, title in zip(figure.axes, titles or [], strict=False):
         axis.set_title(title, fontsize=9)
     labels = ("input", "truth", "probability", "errors\n(orange: missed,\nblue: too much)")
@@ -73,10 +67,8 @@ def _draw_history(left: Axes, right: Axes, runs: Mapping[str, Run]) -> None:
         left.plot(epochs, run.history["train_loss"], label=f"{name} train".strip(), **style)
         left.plot(epochs, run.history["val_loss"], "--", label=f"{name} val".strip(), **style)
         right.plot(epochs, run.history["val_dice"], label=name or "Dice", **style)
-        for column, line in zip(
-            run.history.columns.difference(HISTORY), cycle((":", "-.")), strict=False
-        ):
-            label = f"{name} {column[4:]}".strip()
+        for number, column in enumerate(run.history.columns.difference(HISTORY)):
+            label, line = f"{name} {column[4:]}".strip(), (":", "-.")[number % 2]
             right.plot(epochs, run.history[column], line, label=label, **style)
     left.set(xlabel="epoch", ylabel="loss", title="Loss: lower is better")
     right.set(xlabel="epoch", ylabel="Dice", title="Validation Dice: higher is better")
@@ -135,11 +127,8 @@ def plot_lr_find(table: pd.DataFrame) -> Figure:
 class LiveFigure:
     """A figure that grows with a training: ``fit(..., on_epoch=LiveFigure())``.
 
-    Loss and Dice so far, and some validation masks as they sharpen. Outside of a notebook nothing
-    is shown; ``draw`` makes the figure anywhere.
-
-    Args:
-        images: how many validation images to follow, up to 4.
+    Loss and Dice so far, and the masks of up to 4 validation images as they sharpen. Outside of a
+    notebook nothing is shown; ``draw`` makes the figure anywhere.
     """
 
     COLUMNS = 6
@@ -148,45 +137,37 @@ class LiveFigure:
         self.images = images
         self.run: Run | None = None
         self.masks: dict[int, np.ndarray] = {}
-        self._handle: DisplayHandle | None = None
 
     def __call__(self, run: Run) -> None:
         if self.run is None or run.folder != self.run.folder or len(run.history) == 1:
-            self.masks, self._handle = {}, None
+            self.masks, self._output = {}, DisplayHandle()
+        show = self._output.update if self.masks else self._output.display
         self.run = run
         self.masks[len(run.history)] = run.preview[2]
         if hasattr(get_ipython(), "kernel"):
-            if self._handle is None:
-                self._handle = display(self.draw(), display_id=True)
-            else:
-                self._handle.update(self.draw())
+            show(self.draw())
 
     def draw(self) -> Figure:
         """The figure as of now."""
         images, coverage, _ = self.run.preview
-        rows, epochs = min(self.images, len(images)), list(self.masks)
-        if len(epochs) > self.COLUMNS:  # evenly spread, the first and the latest among them
-            spread = np.linspace(0, len(epochs) - 1, self.COLUMNS).round().astype(int)
-            epochs = [epochs[index] for index in spread]
+        rows, columns = min(self.images, len(images)), min(self.COLUMNS, len(self.masks))
+        # Evenly spread, the first and the latest among them.
+        spread = np.linspace(0, len(self.masks) - 1, columns).round().astype(int)
         figure = plt.figure(figsize=(9, 2.6 + 1.15 * rows), dpi=DPI, layout="constrained")
         curves, strips = figure.subfigures(2, 1, height_ratios=[2.6, 1.15 * rows])
-        left, right = curves.subplots(1, 2)
-        _draw_history(left, right, {"": self.run})
-        right.set_title(f"Validation Dice: {self.run.history['val_dice'].iloc[-1]:.4f}")
-        for axis in (left, right):
-            axis.set_xlim(0.5, self.run.recipe.epochs + 0.5)
-        columns = self.COLUMNS + 2
-        axes = strips.subplots(rows, columns, squeeze=False)
-        for row in range(rows):
-            shown = [images[row] / 255, *(self.masks[epoch][row] for epoch in epochs)]
-            shown += [None] * (columns - 1 - len(shown)) + [coverage[row] / 255]
-            for axis, picture in zip(axes[row], shown, strict=True):
-                axis.axis("off")
-                if picture is not None:
-                    axis.imshow(picture, cmap="gray", vmin=0, vmax=1)
-        titles = ["photo", *(f"epoch {epoch}" for epoch in epochs)]
-        for axis, title in zip(axes[0], titles, strict=False):
-            axis.set_title(title, fontsize=8)
-        axes[0, -1].set_title("truth", fontsize=8)
+        axes = curves.subplots(1, 2)
+        _draw_history(*axes, {"": self.run})
+        plt.setp(axes, xlim=(0.5, self.run.recipe.epochs + 0.5))
+        axes[1].set_title(f"Validation Dice: {self.run.history['val_dice'].iloc[-1]:.4f}")
+        axes = strips.subplots(rows, self.COLUMNS + 2, squeeze=False)
+        for axis in axes.flat:
+            axis.axis("off")
+        shown = {0: ("photo", images / 255), -1: ("truth", coverage / 255)}
+        for column, epoch in enumerate(np.array([*self.masks])[spread], 1):
+            shown[column] = f"epoch {epoch}", self.masks[epoch]
+        for column, (title, pictures) in shown.items():
+            axes[0, column].set_title(title, fontsize=8)
+            for axis, picture in zip(axes[:, column], pictures, strict=False):
+                axis.imshow(picture, cmap="gray", vmin=0, vmax=1)
         plt.close(figure)
         return figure

@@ -1,8 +1,7 @@
 """Recipe -> Run: look for an earlier run, go on or begin, keep what the training loop yields.
 
-Hugging Face Accelerate makes several processes of one training when it is started by ``torchrun``
-or ``accelerate launch``. Each computes its share of every batch, so that their number changes the
-speed and nothing else (but see ``SharedLearner`` on batch normalisation).
+Started by ``torchrun`` or ``accelerate launch``, several processes each compute a share of every
+batch: their number changes the speed, but see ``SharedLearner`` on batch normalisation.
 """
 
 import math
@@ -26,14 +25,7 @@ from unetlib.metrics import evaluate
 from unetlib.model import evaluating
 from unetlib.pictures import DataError
 from unetlib.recipe import BUILT_IN, Recipe
-from unetlib.store.checkpoint import (
-    load_state,
-    restore,
-    unwritable,
-    write_details,
-    write_history,
-    write_run,
-)
+from unetlib.store.checkpoint import load_state, restore, unwritable, write_run, write_tables
 from unetlib.store.model_file import load_plain
 from unetlib.store.question import code_hash, name_of, question_of
 from unetlib.store.runs import HISTORY, Run, find_runs, load_run, run_folder, run_lock, versions
@@ -43,8 +35,6 @@ from unetlib.support.memory import fingerprint
 from unetlib.support.processes import begin, settle_batch_size, start_accelerator
 from unetlib.support.speed import memory_kept, out_of_memory_named
 from unetlib.training import Learner, TrainingError, train
-
-PREVIEWS = 4
 
 
 def fit(
@@ -59,19 +49,17 @@ def fit(
 ) -> Run:
     """Train a network by a recipe; a finished run of the same question is returned at once.
 
-    The question is recipe, data, profile and the code that is running: the recipe's own, and
-    unetlib's. Edited code is another run.
-
-    Interrupted while it trains (stop button, Ctrl-C, SIGTERM), it returns the run with its finished
-    epochs; killed, it loses the epoch it was in. Calling ``fit`` again goes on after the last
-    finished epoch, on a CPU to the very weights of an undisturbed run. With a constant schedule, a
-    recipe with more epochs goes on from a shorter run.
+    The question is recipe, data, profile and the code that is running, the recipe's own and
+    unetlib's. Interrupted (stop button, Ctrl-C, SIGTERM), ``fit`` returns the run with its finished
+    epochs; killed, it loses the epoch it was in. Called again, it goes on after the last finished
+    epoch, on a CPU to the very weights of an undisturbed run. With a constant schedule, a recipe
+    with more epochs goes on from a shorter run.
 
     Args:
         recipe: all settings.
         train, val: sample tables (rows of ``find_samples`` with masks).
-        on_epoch: called with the run after every epoch, for example ``LiveFigure()``; if it returns
-            True, the training stops there, and ``fit`` again goes on.
+        on_epoch: called with the run after every epoch, for example ``LiveFigure()``; returning
+            True stops the training there, and ``fit`` again goes on.
         retrain: train again even if the run is finished.
         metrics: further columns of the history by name, see ``evaluate``. They only watch; of a
             finished run that lacks one, the kept model is scored.
@@ -88,10 +76,9 @@ def fit(
         if table.empty:
             raise DataError(f"The sample table {name!r} has no rows: choose another split.")
     metrics, best_by = dict(metrics or {}), tuple(best_by)
-    columns = ("dice", "iou", "loss", *metrics)
-    if len(best_by) != 2 or best_by[0] not in columns or best_by[1] not in ("max", "min"):
-        known = ", ".join(columns)
-        raise ValueError(f"best_by={best_by}: give one of {known}, and 'max' or 'min'.")
+    known = [(name, way) for name in ("dice", "iou", "loss", *metrics) for way in ("max", "min")]
+    if best_by not in known:
+        raise ValueError(f"best_by={best_by} is unknown: use one of {known}.")
     accelerator = start_accelerator()
     data = f"{fingerprint(train)}-{fingerprint(val)}"
     question = question_of(recipe, data, best_by, metrics)
@@ -105,19 +92,15 @@ def fit(
         run, state = broadcast_object_list([run, state])
         if run is not None:
             return replace(run, recipe=recipe)
-        work = recipe, train, val, question, folder, state
-        with memory_kept(accelerator.device):
-            return _train(*work, on_epoch, metrics, accelerator)
+        return _train(recipe, train, val, question, state, on_epoch, metrics, accelerator)
 
 
 def _look_up(recipe: Recipe, question: dict, folder: Path) -> tuple[Run | None, dict | None]:
     """The finished run, or the state to go on from, if there is either."""
-    if (folder / "history.csv").exists():
-        run = load_run(folder)
-        if run.finished:
-            done = f"already trained, best Dice {run.best_dice:.4f}"
-            print(f"run {folder.name}: {done} (retrain=True trains again)")
-            return run, None
+    if (folder / "history.csv").exists() and (run := load_run(folder)).finished:
+        done = f"already trained, best Dice {run.best_dice:.4f}"
+        print(f"run {folder.name}: {done} (retrain=True trains again)")
+        return run, None
     if (folder / "last.pth").exists():
         state = load_state(folder)
         print(f"run {folder.name}: goes on after epoch {len(state['history'])}")
@@ -132,16 +115,13 @@ def _look_up(recipe: Recipe, question: dict, folder: Path) -> tuple[Run | None, 
             why = f"its schedule was planned for {run.recipe.epochs} epochs"
             print(f"run {folder.name}: cannot go on from {name}, {why}; training from the start")
             break
-        # Its files belong together only while nobody writes them.
-        with run_lock(run.folder) as held:
-            state = load_state(run.folder) if held else None
-            if held and len(state["history"]) < recipe.epochs:
+        with run_lock(run.folder) as held:  # while nobody writes them, its files belong together
+            if held and len((state := load_state(run.folder))["history"]) < recipe.epochs:
                 print(f"run {folder.name}: goes on from {name}, epoch {len(state['history'])}")
                 return None, state
     named = [(run, its) for run, its in alike if _names(run.recipe) == _names(recipe)]
     for run, its in [] if shorter else named[-1:]:  # the newest
-        changed = ", ".join(name for name in code if its.get(name) != code[name])
-        if changed:
+        if changed := ", ".join(name for name in code if its.get(name) != code[name]):
             why = f"the code of {changed} is not that of run {run.folder.name}"
             print(f"run {folder.name}: trained anew, {why}")
     return None, None
@@ -158,7 +138,8 @@ def _but_for_epochs_and_code(question: dict) -> dict:
 
 def _score_kept(run: Run, val: pd.DataFrame, metrics: Mapping[str, Callable]) -> None:
     """Add what a finished run lacks of these metrics: of the kept model, the only one there is."""
-    known, hashes = run.details.get("metrics", {}), _hashes(metrics)
+    known = run.details.get("metrics", {})
+    hashes = {name: code_hash(metric) for name, metric in metrics.items()}
     lacking = {name: metrics[name] for name in metrics if known.get(name) != hashes[name]}
     if not lacking:
         return
@@ -169,21 +150,14 @@ def _score_kept(run: Run, val: pd.DataFrame, metrics: Mapping[str, Callable]) ->
         run.history[f"val_{name}"] = np.where(kept, table[name].mean(), np.nan)
     run.details["metrics"] = known | hashes
     with suppress(OSError):  # a run that cannot be written can be looked at all the same
-        write_details(run)
-        write_history(run)
+        write_tables(run)
     scored = f"{', '.join(lacking)} scored for its kept model, of epoch {run.best_epoch}"
     print(f"run {run.folder.name}: {scored}")
 
 
-def _hashes(metrics: Mapping[str, Callable]) -> dict[str, str]:
-    return {name: code_hash(metric) for name, metric in metrics.items()}
-
-
-def _train(
-    recipe, train_rows, val_rows, question, folder, state, on_epoch, metrics, accelerator
-) -> Run:
+def _train(recipe, train_rows, val_rows, question, state, on_epoch, metrics, accelerator) -> Run:
     """The epochs that are still to do."""
-    main, device = accelerator.is_main_process, accelerator.device
+    main, device, folder = accelerator.is_main_process, accelerator.device, run_folder(question)
     with accelerator.local_main_process_first():  # decode once, then share the cache
         settings = recipe.mask, recipe.augment, decode_once, recipe.colour
         sizes = {recipe.size_in(1), recipe.size}
@@ -194,21 +168,21 @@ def _train(
     else:
         batch_size, lr = state["batch_size"], state["lr"]
     steps = recipe.epochs * math.ceil(len(train_rows) / batch_size)
+    if recipe.start_from is not None:
+        load_plain(recipe.start_from)  # says what is wrong with the file
     try:
-        if recipe.start_from is not None:
-            load_plain(recipe.start_from)  # says what is wrong with the file
         learner = begin(recipe, steps, lr, accelerator, metrics)
     except (RuntimeError, KeyError) as error:
         if recipe.start_from is None:
             raise
-        problem = "its weights do not fit the recipe's network"
-        raise ModelFileError(f"{recipe.start_from}: {problem}; choose another file.") from error
-    details = {name: question[name] for name in ("profile", "data")} | dict(question=question)
-    details |= dict(device=str(device), metrics=_hashes(metrics))
-    details |= dict(processes=accelerator.num_processes, precision=learner.precision)
-    details |= dict(batch_size=batch_size, lr=lr, versions=versions())
-    details |= dict(train_images=len(train_rows), train_ids=list(train_rows["id"]))
-    details |= dict(val_ids=list(val_rows["id"]))
+        problem = "its weights do not fit the recipe's network; choose another file"
+        raise ModelFileError(f"{recipe.start_from}: {problem}.") from error
+    details = dict(question=question, versions=versions())
+    details |= {name: question[name] for name in ("profile", "data")}
+    details |= dict(batch_size=batch_size, lr=lr, precision=learner.precision, device=str(device))
+    details |= dict(processes=accelerator.num_processes, train_images=len(train_rows))
+    details |= dict(train_ids=list(train_rows["id"]), val_ids=list(val_rows["id"]))
+    details |= dict(metrics={name: code_hash(metric) for name, metric in metrics.items()})
     run = Run(folder, recipe, pd.DataFrame(columns=HISTORY, dtype=float), details)
     if state is not None:
         restore(learner, state, folder)
@@ -220,7 +194,7 @@ def _train(
             write_run(run, learner, first=state["folder"] != folder.name, best=state["best"])
     rows, stop = train(learner, train_sets, val_set, batch_size, len(run.history) + 1), False
     try:
-        with out_of_memory_named(batch_size, recipe.size, device):
+        with memory_kept(device), out_of_memory_named(batch_size, recipe.size, device):
             while not (run.finished or stop):
                 row = next(rows)
                 history = pd.concat([run.history, pd.DataFrame([row])], ignore_index=True)
@@ -247,7 +221,7 @@ def _train(
 
 def _preview(learner: Learner, val_set: CarvanaDataset) -> tuple[np.ndarray, ...]:
     """``Run.preview``: validation images evenly spread over the set."""
-    chosen = range(0, len(val_set), max(1, len(val_set) // PREVIEWS))[:PREVIEWS]
+    chosen = range(0, len(val_set), max(1, len(val_set) // 4))[:4]
     images, coverage = val_set.images[chosen], val_set.coverage[chosen]
     with evaluating(learner.model), autocast(learner.device, learner.precision):
         logits = learner.model(to_tensor(images).to(learner.device))[:, 0]
@@ -261,9 +235,9 @@ def _alone(folder: Path, accelerator: Accelerator) -> Iterator[None]:
     A program of several processes does not wait: the others would give up on the main process.
     Where nothing can be written, a run that is there can still be looked up.
     """
-    busy = f"run {folder.name}: being trained by another program"
 
     def say() -> None:
+        busy = f"run {folder.name}: being trained by another program"
         if accelerator.num_processes > 1:
             raise TrainingError(f"{busy}; start again when it is done.")
         print(f"{busy}; waiting for it")
@@ -281,11 +255,10 @@ def _alone(folder: Path, accelerator: Accelerator) -> Iterator[None]:
 @contextmanager
 def _stop_on_sigterm() -> Iterator[None]:
     """Let SIGTERM (a cluster's or a service manager's request to end) act like the stop button."""
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    before = signal.signal(signal.SIGTERM, signal.default_int_handler)
+    possible = threading.current_thread() is threading.main_thread()
+    before = possible and signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
         yield
     finally:
-        signal.signal(signal.SIGTERM, before or signal.SIG_DFL)  # None: not set from Python
+        if possible:
+            signal.signal(signal.SIGTERM, before or signal.SIG_DFL)  # None: not set from Python

@@ -1,5 +1,6 @@
 """Learning-rate range test: which rates a recipe can bear, from one short training."""
 
+from contextlib import suppress
 from dataclasses import replace
 from itertools import chain, count
 
@@ -18,10 +19,7 @@ from unetlib.training import ExplodedError, Learner, TrainingError
 def lr_find(
     recipe: Recipe, train: pd.DataFrame, lowest: float = 1e-6, highest: float = 1.0, steps: int = 60
 ) -> pd.DataFrame:
-    """Learning-rate range test: raise the rate a little with every step and watch the loss.
-
-    L. Smith: Cyclical Learning Rates, https://arxiv.org/abs/1506.01186. ``plot_lr_find`` draws
-    it. Nothing is kept of the model.
+    """Range test (https://arxiv.org/abs/1506.01186): raise the rate step by step, watch the loss.
 
     Args:
         train: sample table, as for ``fit``.
@@ -46,15 +44,13 @@ def lr_find(
         memory_kept(learner.device),
         out_of_memory_named(batch_size, recipe.size, learner.device),
         tqdm(total=steps, desc="learning rates") as bar,
+        suppress(ExplodedError),
     ):
         for lr in np.geomspace(lowest, highest, steps):
             for group in learner.optimizer.param_groups:
                 group["lr"] = lr
-            try:
-                images, masks = next(batches)
-                loss = learner.step(images, masks) / len(images)
-            except ExplodedError:
-                break
+            images, masks = next(batches)
+            loss = learner.step(images, masks) / len(images)
             average = 0.8 * average + 0.2 * loss
             smoothed = average / (1 - 0.8 ** (len(rows) + 1))
             rows.append(dict(lr=lr, loss=loss, smoothed=smoothed))

@@ -35,8 +35,7 @@ def stored(recipe: Recipe, code: dict[str, str]) -> dict:
     """A recipe's settings as JSON can hold them: own code by its name and its hash in ``code``."""
     settings = dict(vars(recipe))
     for setting, names in BUILT_IN.items():
-        value = settings[setting]
-        if not isinstance(value, str) or value not in names:
+        if (value := settings[setting]) not in names:
             settings[setting] = dict(name=name_of(value), code=code[setting])
     return settings
 
@@ -48,12 +47,8 @@ def name_of(value) -> str:
 
 def restored(settings: dict) -> Recipe:
     """The recipe that ``stored`` has written down; its own code is missing."""
-    return Recipe(
-        **{
-            name: MissingCode(name, **value) if isinstance(value, dict) else value
-            for name, value in settings.items()
-        }
-    )
+    own = {key: MissingCode(key, **one) for key, one in settings.items() if isinstance(one, dict)}
+    return Recipe(**settings | own)
 
 
 def question_of(recipe: Recipe, data: str, best_by: tuple[str, str], metrics: Mapping) -> dict:

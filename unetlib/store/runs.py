@@ -17,7 +17,6 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
 import pandas as pd
@@ -28,9 +27,6 @@ from unetlib.store.question import MissingCode, restored
 from unetlib.support import folders
 from unetlib.support.errors import ModelFileError, RunError
 from unetlib.support.files import locked
-
-if TYPE_CHECKING:
-    from torch import nn
 
 RETRAIN = "train again with fit(..., retrain=True)."  # the remedy for damaged runs
 HISTORY = ["epoch", "lr", "train_loss", "val_loss", "val_dice", "val_iou", "seconds"]
@@ -108,9 +104,7 @@ class Run:
     best_dice = property(lambda self: self.at_best("val_dice"))
     best_iou = property(lambda self: self.at_best("val_iou"))
 
-    @property
-    def seconds(self) -> float:
-        return float(self.history["seconds"].sum())
+    seconds = property(lambda self: float(self.history["seconds"].sum()))
 
     def seconds_to(self, dice: float) -> float:
         """Seconds of training, validation included, until an epoch reached this Dice, or nan."""
@@ -127,10 +121,11 @@ class Run:
     train_ids = property(lambda self: self.details["train_ids"])
     val_ids = property(lambda self: self.details["val_ids"])
 
-    def model(self, which: str = "best", network: Callable | None = None) -> "nn.Module":
-        """The trained network, on the CPU in evaluation mode; ``which`` is ``best`` or ``last``.
+    def model(self, which: str = "best", network: Callable | None = None):
+        """The trained network (``nn.Module``), on the CPU in evaluation mode.
 
         Args:
+            which: ``best`` or ``last``.
             network: of a run with an own network that was trained by another program.
 
         Raises:
@@ -189,8 +184,7 @@ def _open(folder: Path) -> Run:
         texts = ((folder / name).read_text("utf-8") for name in ("recipe.json", "run.json"))
         settings, details = map(json.loads, texts)
         settings.pop("sha256", None)
-        finite = np.isfinite(history[HISTORY].astype(float)).all(axis=None)
-        if history.empty or not finite:
+        if history.empty or not np.isfinite(history[HISTORY].astype(float)).all(axis=None):
             raise ValueError("history.csv was changed or damaged")
         missing = {"data", "profile", "train_images", "versions"} - set(details)
         if missing or set(versions()) - set(details["versions"]) or details["train_images"] < 1:

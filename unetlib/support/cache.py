@@ -1,7 +1,7 @@
 """Decoded images, kept on disk: one file for each pair's content, mask value, size and colour."""
 
-import hashlib
 import warnings
+from hashlib import sha256
 from pathlib import Path
 
 import numpy as np
@@ -10,14 +10,12 @@ import pandas as pd
 from unetlib.dataset import decode
 from unetlib.pictures import DataError, sides
 from unetlib.support import folders
-from unetlib.support.memory import DECODED, pair_hashes
+from unetlib.support.memory import pair_hashes
 
 VERSION = 6  # raise it when decoding changes, so that older files are not used
 
 
-def decode_once(
-    samples: pd.DataFrame, size: int | tuple[int, int], colour: bool = False
-) -> np.ndarray:
+def decode_once(samples: pd.DataFrame, size, colour: bool = False) -> np.ndarray:
     """``dataset.decode`` that reads a pair of files only the first time it meets their content.
 
     Splits share what they have in common; where nothing can be written, one warning says so.
@@ -33,7 +31,7 @@ def decode_once(
     missing = range(len(names))
     try:
         decoded = np.empty((len(names), *shape), np.uint8)
-        folder = folders.cache_dir() / f"{DECODED}{VERSION}-{'x'.join(map(str, shape))}"
+        folder = folders.cache_dir() / f"decoded-{VERSION}-{'x'.join(map(str, shape))}"
         folder.mkdir(exist_ok=True)
         missing = [row for row, name in enumerate(names) if not _read(folder / name, decoded[row])]
         if len(missing) == len(names):  # the first time: no second array of this size
@@ -41,8 +39,8 @@ def decode_once(
         elif missing:
             decoded[missing] = decode(samples.iloc[missing], size, colour)
         for row in missing:  # half a file, or another program's half, fails its checksum
-            checksum = hashlib.sha256(decoded[row]).digest()
-            (folder / names[row]).write_bytes(decoded[row].tobytes() + checksum)
+            content = decoded[row].tobytes()
+            (folder / names[row]).write_bytes(content + sha256(content).digest())
     except OSError as error:
         if isinstance(missing, range):  # nothing is decoded yet
             decoded = decode(samples, size, colour)
@@ -57,8 +55,7 @@ def decode_once(
 def _read(path: Path, pair: np.ndarray) -> bool:
     """Fill in a pair, uint8 ``(2 or 4, H, W)``, from its file; False if there is no sound one."""
     content = path.read_bytes() if path.exists() else b""
-    sound = len(content) == pair.nbytes + 32
-    sound = sound and hashlib.sha256(content[:-32]).digest() == content[-32:]
+    sound = len(content) == pair.nbytes + 32 and sha256(content[:-32]).digest() == content[-32:]
     if sound:
         pair[:] = np.frombuffer(content[:-32], np.uint8).reshape(pair.shape)
     return sound

@@ -48,12 +48,11 @@ def locked(path: Path, on_wait: Callable[[], None] | None = None) -> Iterator[bo
         yield False
         return
     try:
-        try:
+        with suppress(Timeout):
             lock.acquire(timeout=0)
-        except Timeout:
-            if on_wait is not None:
-                on_wait()
-                lock.acquire()
+        if not lock.is_locked and on_wait is not None:
+            on_wait()
+            lock.acquire()
         yield lock.is_locked
     finally:
         lock.release(force=True)

@@ -26,5 +26,5 @@ def models_dir() -> Path:
 
 
 def cache_dir() -> Path:
-    """The folder of decoded images, ``.cache/`` (created)."""
-    return _home(".cache")
+    """The folder of decoded images, ``.cache/unetlib/`` (created); ``clean_runs`` deletes it."""
+    return _home(".cache/unetlib")

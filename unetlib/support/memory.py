@@ -3,7 +3,6 @@
 import hashlib
 import json
 import os
-import shutil
 import time
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -16,8 +15,6 @@ from unetlib.pictures import DataError, Problem
 from unetlib.support import folders
 from unetlib.support.files import whole_file
 
-DECODED = "decoded-"  # how the folders of decoded images begin, see support.cache
-
 
 @contextmanager
 def remembered(name: str) -> Iterator[dict]:
@@ -26,14 +23,13 @@ def remembered(name: str) -> Iterator[dict]:
     Lost or damaged, it starts empty; where nothing can be written, nothing is kept; of two programs
     that write at once, one wins.
     """
-    path, before = None, {}
+    before = {}
     with suppress(OSError, ValueError):
-        path = folders.cache_dir() / f"{name}.json"
-        before = json.loads(path.read_bytes())
+        before = json.loads((folders.cache_dir() / f"{name}.json").read_bytes())
     known = dict(before) if isinstance(before, dict) else {}
     yield known
-    if known != before and path is not None:
-        with suppress(OSError), whole_file(path) as part:
+    if known != before:
+        with suppress(OSError), whole_file(folders.cache_dir() / f"{name}.json") as part:
             part.write_text(json.dumps(known), encoding="utf-8")
 
 
@@ -97,12 +93,3 @@ def fingerprint(samples: pd.DataFrame) -> str:
     pairs = zip(samples["id"], pair_hashes(samples), strict=True)
     lines = "".join(f"{name} {content}\n" for name, content in pairs)
     return hashlib.sha256(lines.encode(errors="surrogateescape")).hexdigest()[:12]
-
-
-def clear_cache() -> None:
-    """Delete decoded images and what is known of files; what is needed again is found again."""
-    for path in folders.cache_dir().iterdir():
-        if path.name.startswith(DECODED):
-            shutil.rmtree(path, ignore_errors=True)
-        elif path.name.startswith(("samples-", "hashes")):
-            path.unlink(missing_ok=True)

@@ -27,10 +27,9 @@ def start_accelerator(timeout: timedelta = timedelta(hours=1)) -> Accelerator:
     The recipe decides on precision, not Accelerate. Several processes use CUDA or the CPU and wait
     for each other up to ``timeout``: decoding a large set takes a while.
     """
-    device, handlers = pick_device().type, []
-    on_cpu = device == "cpu"
-    if int(os.environ.get("WORLD_SIZE", 1)) > 1:
-        on_cpu, handlers = device != "cuda", [InitProcessGroupKwargs(timeout=timeout)]
+    several, device = int(os.environ.get("WORLD_SIZE", 1)) > 1, pick_device().type
+    handlers = [InitProcessGroupKwargs(timeout=timeout)] if several else []
+    on_cpu = device == "cpu" or (several and device == "mps")
     return Accelerator(cpu=on_cpu, mixed_precision="no", kwargs_handlers=handlers)
 
 
@@ -97,18 +96,16 @@ def settle_batch_size(recipe: Recipe, images: int, accelerator: Accelerator) -> 
     Raises:
         TrainingError: not even one image fits.
     """
-    if recipe.batch_size != "auto":
-        return recipe.batch_size, recipe.lr
-    if accelerator.device.type != "cuda":
-        return BASE_BATCH, recipe.lr
+    if recipe.batch_size != "auto" or accelerator.device.type != "cuda":
+        return BASE_BATCH if recipe.batch_size == "auto" else recipe.batch_size, recipe.lr
     constant = replace(recipe, schedule="constant")
     fitting = 2 ** int(math.log2(max(1, images // FEWEST_STEPS / accelerator.num_processes)))
     while fitting:
         images = torch.zeros(fitting, recipe.channels, *sides(recipe.size))
         try:
             learner = Learner(constant, 2, device=accelerator.device)  # alone: others may differ
-            for _ in range(2):  # the optimizer's memory comes with the first step
-                learner.step(images, images[:, :1])
+            learner.step(images, images[:, :1])
+            learner.step(images, images[:, :1])  # now with the optimizer's memory
             break
         except torch.OutOfMemoryError:
             fitting //= 2

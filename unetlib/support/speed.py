@@ -34,17 +34,13 @@ def memory_kept(device: torch.device) -> Iterator[None]:
     its pages each time: up to 40 % of a training step. At the end the memory is returned.
     """
     libc = ctypes.CDLL(None) if device.type == "cpu" and sys.platform == "linux" else None
-    mallopt = getattr(libc, "mallopt", None)
-    if mallopt is None:
-        yield
-        return
+    mallopt, trim = (getattr(libc, name, lambda *_: None) for name in ("mallopt", "malloc_trim"))
     trim_threshold, mmap_threshold, mmap_max = -1, -3, -4  # names of settings in glibc's malloc.h
     mallopt(mmap_max, 0)
     mallopt(trim_threshold, -1)
     try:
         yield
     finally:
-        mallopt(mmap_max, 65536)
-        mallopt(mmap_threshold, 32 << 20)
-        mallopt(trim_threshold, 64 << 20)
-        libc.malloc_trim(0)
+        for name, value in ((mmap_max, 65536), (mmap_threshold, 2**25), (trim_threshold, 2**26)):
+            mallopt(name, value)
+        trim(0)
