@@ -94,6 +94,29 @@ def warm_up(optimizer, total_steps):
     return torch.optim.lr_scheduler.LambdaLR(optimizer, factor)
 
 
+def cosine_of_numpy(optimizer, total_steps):
+    factor = lambda step: 0.5 * (1 + np.cos(np.pi * step / total_steps))  # noqa: E731
+    return torch.optim.lr_scheduler.LambdaLR(optimizer, factor)
+
+
+def numpys_adam(parameters, lr):
+    return torch.optim.Adam(parameters, np.sqrt(lr))
+
+
+class Spoilt(torch.optim.lr_scheduler.LRScheduler):
+    """Keeps a function, which no state can hold."""
+
+    def __init__(self, optimizer, total_steps):
+        self.factor = lambda step: 0.9**step
+        super().__init__(optimizer)
+
+    def get_lr(self):
+        return [group["initial_lr"] * self.factor(self.last_epoch) for group in self.groups()]
+
+    def groups(self):
+        return self.optimizer.param_groups
+
+
 def area_error(probabilities, masks):
     return (probabilities.mean((1, 2, 3)) - masks.mean((1, 2, 3))).abs()
 
@@ -112,6 +135,7 @@ IDEAS = {
     "two rates": replace(RECIPE, optimizer=two_rates, schedule="one_cycle"),
     "library's optimizer": replace(RECIPE, optimizer=torch.optim.NAdam, weight_decay=0.1),
     "cosine": replace(RECIPE, schedule="cosine"),
+    "numbers of NumPy": replace(RECIPE, schedule=cosine_of_numpy, optimizer=numpys_adam),
     "schedule": replace(RECIPE, schedule=warm_up),
     "colour": replace(RECIPE, colour=True, size=(24, 16), half_size_epochs=1),
     "patience": replace(RECIPE, patience=2, lr=1e-5, epochs=9),
@@ -183,6 +207,29 @@ def test_edited_code_is_another_run(tables, monkeypatch, capsys, stop_at):
     assert table["loss"].nunique() == 2
 
 
+def test_the_unet_by_its_class_is_not_the_unet_of_the_recipe(tables):
+    """By name it gets the recipe's widths and seed."""
+    wide = replace(OWN_NET, size=8, epochs=1, seed=3, batch_size=16)
+    by_name, by_class = fit(wide, *tables), fit(replace(wide, network=UNet), *tables)
+    assert by_name.folder != by_class.folder
+    assert by_name.history["train_loss"][0] != by_class.history["train_loss"][0]
+
+
+def test_a_network_that_was_made_before_starts_each_time_as_it_was(tables):
+    made = Net()
+    recipe = replace(OWN_NET, network=lambda: made)
+    run = fit(recipe, *tables)
+    assert fit(recipe, *tables, on_epoch=pytest.fail).folder == run.folder
+
+
+@pytest.mark.parametrize("method", ["_pairs", "__getitems__"])
+def test_an_edit_of_the_data_path_is_another_run(tables, monkeypatch, method):
+    plain, before = fit(RECIPE, *tables), getattr(CarvanaDataset, method)
+    darker = lambda self, rows: [(i / 2, m) for i, m in before(self, rows)]  # noqa: E731
+    monkeypatch.setattr(CarvanaDataset, method, darker)
+    assert fit(RECIPE, *tables).folder != plain.folder
+
+
 def test_an_overwritten_built_in_is_another_run(tables, monkeypatch):
     plain = fit(RECIPE, *tables)
     monkeypatch.setitem(LOSSES, "bce", focal_loss)
@@ -220,6 +267,11 @@ def test_code_that_cannot_be_hashed_is_refused_by_name(tables, monkeypatch):
 # ------------------------------------------------------------------------------------ what is wrong
 
 WRONG = {
+    "loss without gradient": dict(loss=lambda logits, masks: (logits - masks).detach().mean()),
+    "one of a pair": dict(augment=lambda images, masks: images),
+    "no pair": dict(augment=lambda images, masks: None),
+    "no optimizer": dict(optimizer=lambda parameters, lr: None),
+    "a schedule that cannot be kept": dict(schedule=Spoilt),
     "loss per pixel": dict(loss=lambda logits, masks: (logits - masks) ** 2),
     "loss without a tensor": dict(loss=lambda logits, masks: 0.5),
     "two channels": dict(network=partial(UNet, out_channels=2), widths=Recipe().widths),
@@ -233,7 +285,7 @@ WRONG = {
 @pytest.mark.parametrize("settings", WRONG.values(), ids=WRONG.keys())
 def test_code_that_gives_what_it_must_not_is_named(tables, settings):
     name = next(iter(settings))
-    with pytest.raises(ValueError, match=r"loss=|UNet|Net|network="):
+    with pytest.raises(ValueError, match=r"loss=|UNet|Net|network=|augment=|optimizer"):
         fit(replace(RECIPE, **settings), *tables)
     assert name and find_runs() == []
 
@@ -257,6 +309,11 @@ def test_patience_ends_the_run_after_so_many_epochs_without_a_better_one(tables,
     assert str(run.best_epoch) in capsys.readouterr().out
     assert load_run(run.folder).finished
     assert fit(recipe, *tables, on_epoch=pytest.fail).folder == run.folder
+
+
+def test_patience_waits_until_the_images_have_their_full_size(tables):
+    slow = replace(RECIPE, lr=1e-9, epochs=9, half_size_epochs=4, patience=1)
+    assert len(fit(slow, *tables).history) == 5
 
 
 def test_on_epoch_stops_the_run_only_with_true(tables):
@@ -295,6 +352,21 @@ def test_a_finished_run_that_lacks_a_metric_is_scored_for_its_kept_model(tables,
     assert other.at_best("val_area_error") == 7  # edited code is never answered with an old score
 
 
+def test_what_was_measured_while_it_trained_stays_written_down(tables):
+    measured = fit(RECIPE, *tables, metrics={"area_error": area_error})
+    edited = fit(RECIPE, *tables, metrics={"area_error": lambda p, m: p.mean((1, 2, 3))})
+    assert edited.history["val_area_error"].isna().sum() == 2
+    pd.testing.assert_frame_equal(load_run(measured.folder).history, measured.history)
+
+
+def test_a_metric_that_works_in_place_spoils_no_other(tables):
+    alone = fit(RECIPE, *tables, metrics={"b": area_error}).at_best("val_b")
+    spoiler = {"a": lambda p, m: p.zero_().sum((1, 2, 3)), "b": area_error}
+    model = find_runs()[0].model()
+    table = evaluate(model, CarvanaDataset(tables[1], 16), metrics=spoiler)
+    assert table["b"].mean() == pytest.approx(alone, abs=1e-6) and table["dice"].max() > 0
+
+
 def test_a_metric_may_join_and_change_while_a_run_goes_on(tables):
     recipe, stop = replace(RECIPE, epochs=4), lambda run: True
     fit(recipe, *tables, on_epoch=stop)
@@ -306,7 +378,7 @@ def test_a_metric_may_join_and_change_while_a_run_goes_on(tables):
 
 
 def test_the_best_epoch_may_be_chosen_by_another_score(tables, tmp_path, monkeypatch):
-    later = iter([0.5, 0.9, 0.1, 0.7] * 2)
+    later = iter([0.0, 0.5, 0.9, 0.1, 0.7])  # the first one is tried before the training
 
     def falling(probabilities, masks):
         return torch.full((len(masks),), next(later))
@@ -334,11 +406,12 @@ def test_the_best_epoch_may_be_chosen_by_another_score(tables, tmp_path, monkeyp
         dict(metrics={"dice": area_error}),
         dict(metrics={"mean": lambda p, m: p.mean()}),
         dict(metrics={"pixels": lambda p, m: p}),
+        dict(metrics={"group": area_error}),
     ],
-    ids=list(map(str, range(6))),
+    ids=list(map(str, range(7))),
 )
 def test_a_metric_that_cannot_be_used_is_named(tables, settings):
-    with pytest.raises(ValueError, match=r"best_by|dice|mean|pixels"):
+    with pytest.raises(ValueError, match=r"best_by|dice|mean|pixels|group"):
         fit(RECIPE, *tables, **settings)
     assert find_runs() == []
 
@@ -373,6 +446,16 @@ def test_weights_that_cannot_be_started_from_are_named(tables, tmp_path):
     with pytest.raises(ModelFileError, match=r"text\.pth"):
         fit(replace(RECIPE, start_from=tmp_path / "text.pth"), *tables)
     assert len(find_runs()) == 1
+
+
+@pytest.mark.fault("range test from weights that do not fit", "the file is named")
+def test_the_range_test_starts_from_weights_too_and_takes_any_loss(tables, tmp_path):
+    run = fit(replace(RECIPE, epochs=1), *tables)
+    assert len(lr_find(replace(RECIPE, start_from=run), tables[0], steps=4)) == 4
+    with pytest.raises(ModelFileError, match=r"best\.pth"):
+        lr_find(replace(RECIPE, widths=(2, 4), start_from=run), tables[0], steps=4)
+    falling = replace(RECIPE, loss=lambda logits, masks: -torch.sigmoid(logits)[masks > 0.5].mean())
+    assert len(lr_find(falling, tables[0], highest=1e-3, steps=20)) == 20
 
 
 def test_recipes_of_code_are_written_down_as_plain_text(tables):

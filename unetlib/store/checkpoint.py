@@ -1,11 +1,14 @@
 """A run's files: what it takes to go on, written after every epoch and read back."""
 
+import io
 import json
 import os
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 import torch
+from torch.utils._pytree import tree_map
 
 from unetlib.store.model_file import load_plain, save_atomically, save_model
 from unetlib.store.question import stored
@@ -41,6 +44,26 @@ def load_state(folder: Path) -> dict:
         raise RunError(f"{folder}: last.pth or best.pth is missing or damaged; {RETRAIN}") from None
 
 
+def check_state(learner: Learner) -> None:
+    """Try to keep the state of optimizer and schedule, before an epoch is lost.
+
+    Raises:
+        ValueError: it holds more than tensors and plain values.
+    """
+    try:
+        torch.save(_state(learner), buffer := io.BytesIO())
+        torch.load(io.BytesIO(buffer.getbuffer()), weights_only=True)
+    except Exception as error:  # own code may fail in any way
+        problem = f"cannot be kept ({type(error).__name__}); give them a plain state_dict"
+        raise ValueError(f"The optimizer's or the schedule's state {problem}.") from error
+
+
+def _state(learner: Learner) -> dict:
+    state = dict(optimizer=learner.optimizer.state_dict())
+    state |= dict(scheduler=learner.scheduler and learner.scheduler.state_dict())
+    return tree_map(lambda one: one.item() if isinstance(one, np.generic) else one, state)
+
+
 def restore(learner: Learner, state: dict, folder: Path) -> None:
     """Put a learner back to where ``load_state`` found it.
 
@@ -74,8 +97,7 @@ def write_run(run: Run, learner: Learner, first: bool, best: dict | None = None)
     """
     folder = run.folder
     state = {name: run.details[name] for name in ("batch_size", "lr", "metrics")}
-    state |= dict(model=learner.model.state_dict(), optimizer=learner.optimizer.state_dict())
-    state |= dict(scheduler=learner.scheduler and learner.scheduler.state_dict())
+    state |= _state(learner) | dict(model=learner.model.state_dict())
     state |= dict(history=run.history.to_dict("records"), best_by=list(run.best_by))
     try:
         for leftover in folder.glob("*.part*"):  # of a killed process

@@ -25,12 +25,18 @@ from unetlib.metrics import evaluate
 from unetlib.model import evaluating
 from unetlib.pictures import DataError
 from unetlib.recipe import BUILT_IN, Recipe
-from unetlib.store.checkpoint import load_state, restore, unwritable, write_run, write_tables
-from unetlib.store.model_file import load_plain
+from unetlib.store.checkpoint import (
+    check_state,
+    load_state,
+    restore,
+    unwritable,
+    write_run,
+    write_tables,
+)
+from unetlib.store.model_file import weights_named
 from unetlib.store.question import code_hash, name_of, question_of
 from unetlib.store.runs import HISTORY, Run, find_runs, load_run, run_folder, run_lock, versions
 from unetlib.support.cache import decode_once
-from unetlib.support.errors import ModelFileError
 from unetlib.support.memory import fingerprint
 from unetlib.support.processes import begin, settle_batch_size, start_accelerator
 from unetlib.support.speed import memory_kept, out_of_memory_named
@@ -122,7 +128,7 @@ def _look_up(recipe: Recipe, question: dict, folder: Path) -> tuple[Run | None, 
     named = [(run, its) for run, its in alike if _names(run.recipe) == _names(recipe)]
     for run, its in [] if shorter else named[-1:]:  # the newest
         if changed := ", ".join(name for name in code if its.get(name) != code[name]):
-            why = f"the code of {changed} is not that of run {run.folder.name}"
+            why = f"the code of {changed}, or what it uses, is not that of run {run.folder.name}"
             print(f"run {folder.name}: trained anew, {why}")
     return None, None
 
@@ -149,8 +155,9 @@ def _score_kept(run: Run, val: pd.DataFrame, metrics: Mapping[str, Callable]) ->
     for name in lacking:
         run.history[f"val_{name}"] = np.where(kept, table[name].mean(), np.nan)
     run.details["metrics"] = known | hashes
-    with suppress(OSError):  # a run that cannot be written can be looked at all the same
-        write_tables(run)
+    if not known.keys() & lacking:  # what was measured while it trained stays written down
+        with suppress(OSError):  # a run that cannot be written can be looked at all the same
+            write_tables(run)
     scored = f"{', '.join(lacking)} scored for its kept model, of epoch {run.best_epoch}"
     print(f"run {run.folder.name}: {scored}")
 
@@ -168,15 +175,10 @@ def _train(recipe, train_rows, val_rows, question, state, on_epoch, metrics, acc
     else:
         batch_size, lr = state["batch_size"], state["lr"]
     steps = recipe.epochs * math.ceil(len(train_rows) / batch_size)
-    if recipe.start_from is not None:
-        load_plain(recipe.start_from)  # says what is wrong with the file
-    try:
+    with weights_named(recipe.start_from):
         learner = begin(recipe, steps, lr, accelerator, metrics)
-    except (RuntimeError, KeyError) as error:
-        if recipe.start_from is None:
-            raise
-        problem = "its weights do not fit the recipe's network; choose another file"
-        raise ModelFileError(f"{recipe.start_from}: {problem}.") from error
+    check_state(learner)
+    evaluate(learner.model, val_set, metrics=metrics, rows=range(1))  # before an epoch is lost
     details = dict(question=question, versions=versions())
     details |= {name: question[name] for name in ("profile", "data")}
     details |= dict(batch_size=batch_size, lr=lr, precision=learner.precision, device=str(device))

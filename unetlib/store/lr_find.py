@@ -11,6 +11,7 @@ from tqdm.auto import tqdm
 from unetlib.dataset import CarvanaDataset
 from unetlib.recipe import Recipe
 from unetlib.seeds import seeded
+from unetlib.store.model_file import weights_named
 from unetlib.support.cache import decode_once
 from unetlib.support.speed import memory_kept, out_of_memory_named
 from unetlib.training import ExplodedError, Learner, TrainingError
@@ -35,7 +36,8 @@ def lr_find(
     batch_size = 16 if recipe.batch_size == "auto" else recipe.batch_size
     settings = recipe.size, recipe.mask, recipe.augment, decode_once, recipe.colour
     dataset = CarvanaDataset(train, *settings)
-    learner = Learner(replace(recipe, schedule="constant"), steps)
+    with weights_named(recipe.start_from):
+        learner = Learner(replace(recipe, schedule="constant"), steps)
     epochs = (learner.batches(dataset, batch_size, epoch) for epoch in count(1))
     batches, rows, average = chain.from_iterable(epochs), [], 0.0
     learner.forward.train()
@@ -55,7 +57,8 @@ def lr_find(
             smoothed = average / (1 - 0.8 ** (len(rows) + 1))
             rows.append(dict(lr=lr, loss=loss, smoothed=smoothed))
             bar.update()
-            if smoothed > 4 * min(row["smoothed"] for row in rows):
+            least = min(row["smoothed"] for row in rows)  # below 0 with some losses
+            if smoothed > least + 3 * abs(least):
                 break
     if len(rows) < 3:
         raise TrainingError("The loss exploded at once: begin the range test lower (lowest=...).")

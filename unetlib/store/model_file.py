@@ -3,7 +3,8 @@
 import io
 import json
 import zipfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -92,6 +93,20 @@ def load_plain(path: str | Path) -> dict:
     except Exception:  # zip archives and pickles can be broken in many ways
         problem = "refused, not a plain file of weights (damaged, or it holds code to run)"
         raise ModelFileError(f"{path}: {problem}; train or export it again.") from None
+
+
+@contextmanager
+def weights_named(path: str | None) -> Iterator[None]:
+    """The errors of weights to start from, which a network is given inside, as one sentence."""
+    if path is not None:
+        load_plain(path)
+    try:
+        yield
+    except (RuntimeError, KeyError) as error:
+        if path is None:
+            raise
+        problem = "its weights do not fit the recipe's network; choose another file"
+        raise ModelFileError(f"{path}: {problem}.") from error
 
 
 def load_model(path: str | Path, network: Callable | None = None) -> tuple[nn.Module, dict]:

@@ -72,8 +72,9 @@ class Run:
     @property
     def finished(self) -> bool:
         """Whether all epochs are done, or ``patience`` has ended the run early."""
-        waited, patience = len(self.history) - self.best_epoch, self.recipe.patience
-        return len(self.history) >= self.recipe.epochs or bool(patience and waited >= patience)
+        done, recipe = len(self.history), self.recipe
+        waited = done - max(self.best_epoch, recipe.half_size_epochs)
+        return done >= recipe.epochs or bool(recipe.patience and waited >= recipe.patience)
 
     @property
     def best_by(self) -> tuple[str, str]:
