@@ -178,7 +178,8 @@ def _train(recipe, train_rows, val_rows, question, state, on_epoch, metrics, acc
     with weights_named(recipe.start_from):
         learner = begin(recipe, steps, lr, accelerator, metrics)
     check_state(learner)
-    evaluate(learner.model, val_set, metrics=metrics, rows=range(1))  # before an epoch is lost
+    if metrics:  # tried before an epoch is lost
+        evaluate(learner.model, val_set, metrics=metrics, rows=range(1))
     details = dict(question=question, versions=versions())
     details |= {name: question[name] for name in ("profile", "data")}
     details |= dict(batch_size=batch_size, lr=lr, precision=learner.precision, device=str(device))
