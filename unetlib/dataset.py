@@ -3,7 +3,6 @@
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext
-from typing import get_args
 
 import numpy as np
 import pandas as pd
@@ -13,7 +12,7 @@ from tqdm.auto import tqdm
 
 from unetlib.masks import load_coverage
 from unetlib.pictures import DataError, load_image, sides
-from unetlib.recipe import MaskKind, resolve, square
+from unetlib.recipe import resolve, square
 from unetlib.seeds import seeded
 
 JITTER = 0.4  # mild augmentation: brightness and contrast between 0.6 and 1.4 times
@@ -87,8 +86,8 @@ def _as_function(transform) -> Callable:
     from torchvision import tv_tensors  # slow to import
 
     def augment(images, masks):
-        images, masks = transform(tv_tensors.Image(images), tv_tensors.Mask(masks))
-        return images.as_subclass(torch.Tensor), masks.as_subclass(torch.Tensor)
+        pair = transform(tv_tensors.Image(images), tv_tensors.Mask(masks))
+        return tuple(one.as_subclass(torch.Tensor) for one in pair)
 
     return augment
 
@@ -125,18 +124,9 @@ class CarvanaDataset(Dataset):
     epoch: tuple[int, int] | None = None
     share = slice(None)
 
-    def __init__(
-        self,
-        samples: pd.DataFrame,
-        size: int | tuple[int, int] = 128,
-        mask: MaskKind = "hard",
-        augment: str | Callable = "none",
-        decode: Callable[..., np.ndarray] = decode,
-        colour: bool = False,
-    ):
-        if mask not in get_args(MaskKind):
-            kinds = ", ".join(get_args(MaskKind))
-            raise ValueError(f"mask={mask!r} is unknown: use one of {kinds}.")
+    def __init__(self, samples, size=128, mask="hard", augment="none", decode=decode, colour=False):
+        if mask not in ("hard", "soft"):
+            raise ValueError(f"mask={mask!r} is unknown: use 'hard' or 'soft'.")
         if not len(samples):
             raise DataError("The sample table has no rows: nothing to learn from or to check.")
         without = samples["mask"].isna() | (samples["mask"] == "")  # read_csv makes NaN of ""

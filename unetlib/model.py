@@ -52,12 +52,7 @@ class DecoderBlock(nn.Module):
     """
 
     def __init__(
-        self,
-        in_channels: int,
-        skip_channels: int,
-        out_channels: int,
-        batch_norm: bool = True,
-        up_kernel: int = 3,
+        self, in_channels: int, skip_channels: int, out_channels: int, batch_norm=True, up_kernel=3
     ):
         super().__init__()
         if up_kernel not in (2, 3):

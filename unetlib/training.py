@@ -6,7 +6,7 @@ It knows no disk: whoever consumes the rows that ``train`` yields decides what i
 
 import math
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from functools import partial
 
 import pandas as pd
@@ -53,8 +53,7 @@ class Learner:
 
     Args:
         total_steps: of the whole run, which a schedule needs to know.
-        lr: in place of the recipe's.
-        device: None picks the best there is.
+        lr, device: in place of the recipe's, and of the best there is.
         metrics: further ones by name, see ``evaluate``.
 
     Attributes:
@@ -66,14 +65,7 @@ class Learner:
 
     rank = 0
 
-    def __init__(
-        self,
-        recipe: Recipe,
-        total_steps: int,
-        lr: float | None = None,
-        device: torch.device | None = None,
-        metrics: Mapping[str, Callable] | None = None,
-    ):
+    def __init__(self, recipe: Recipe, total_steps: int, lr=None, device=None, metrics=None):
         self.recipe, self.device, lr = recipe, device or pick_device(), lr or recipe.lr
         self.loss, self.metrics = resolve("loss", recipe.loss), dict(metrics or {})
         self.precision = recipe.precision

@@ -44,11 +44,18 @@ def load_state(folder: Path) -> dict:
         raise RunError(f"{folder}: last.pth or best.pth is missing or damaged; {RETRAIN}") from None
 
 
-def check_state(learner: Learner) -> None:
-    """Try to keep the state of optimizer and schedule, before an epoch is lost.
+def _state(learner: Learner) -> dict:
+    state = dict(optimizer=learner.optimizer.state_dict())
+    state |= dict(scheduler=learner.scheduler and learner.scheduler.state_dict())
+    return tree_map(lambda one: one.item() if isinstance(one, np.generic) else one, state)
+
+
+def restore(learner: Learner, state: dict | None, folder: Path) -> None:
+    """Put a learner back to where ``load_state`` found it, if there is a state.
 
     Raises:
-        ValueError: it holds more than tensors and plain values.
+        ValueError: an optimizer or schedule whose state cannot be kept, said before an epoch is.
+        RunError: the state is of another version of unetlib or PyTorch.
     """
     try:
         torch.save(_state(learner), buffer := io.BytesIO())
@@ -56,20 +63,8 @@ def check_state(learner: Learner) -> None:
     except Exception as error:  # own code may fail in any way
         problem = f"cannot be kept ({type(error).__name__}); give them a plain state_dict"
         raise ValueError(f"The optimizer's or the schedule's state {problem}.") from error
-
-
-def _state(learner: Learner) -> dict:
-    state = dict(optimizer=learner.optimizer.state_dict())
-    state |= dict(scheduler=learner.scheduler and learner.scheduler.state_dict())
-    return tree_map(lambda one: one.item() if isinstance(one, np.generic) else one, state)
-
-
-def restore(learner: Learner, state: dict, folder: Path) -> None:
-    """Put a learner back to where ``load_state`` found it.
-
-    Raises:
-        RunError: the state is of another version of unetlib or PyTorch.
-    """
+    if state is None:
+        return
     try:
         learner.model.load_state_dict(state["model"])
         learner.optimizer.load_state_dict(state["optimizer"])

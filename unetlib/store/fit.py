@@ -25,14 +25,7 @@ from unetlib.metrics import evaluate
 from unetlib.model import evaluating
 from unetlib.pictures import DataError
 from unetlib.recipe import BUILT_IN, Recipe
-from unetlib.store.checkpoint import (
-    check_state,
-    load_state,
-    restore,
-    unwritable,
-    write_run,
-    write_tables,
-)
+from unetlib.store.checkpoint import load_state, restore, unwritable, write_run, write_tables
 from unetlib.store.model_file import weights_named
 from unetlib.store.question import code_hash, name_of, question_of
 from unetlib.store.runs import HISTORY, Run, find_runs, load_run, run_folder, run_lock, versions
@@ -177,7 +170,7 @@ def _train(recipe, train_rows, val_rows, question, state, on_epoch, metrics, acc
     steps = recipe.epochs * math.ceil(len(train_rows) / batch_size)
     with weights_named(recipe.start_from):
         learner = begin(recipe, steps, lr, accelerator, metrics)
-    check_state(learner)
+    restore(learner, state, folder)
     if metrics:  # tried before an epoch is lost
         evaluate(learner.model, val_set, metrics=metrics, rows=range(1))
     details = dict(question=question, versions=versions())
@@ -188,7 +181,6 @@ def _train(recipe, train_rows, val_rows, question, state, on_epoch, metrics, acc
     details |= dict(metrics={name: code_hash(metric) for name, metric in metrics.items()})
     run = Run(folder, recipe, pd.DataFrame(columns=HISTORY, dtype=float), details)
     if state is not None:
-        restore(learner, state, folder)
         before, now = state["metrics"], details["metrics"]
         other = [f"val_{name}" for name in before if before[name] != now.get(name, before[name])]
         run.history = pd.DataFrame(state["history"]).drop(columns=other)

@@ -6,7 +6,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from unetlib.pictures import DataError
 from unetlib.recipe import BUILT_IN, Recipe, resolve
 from unetlib.store.code import code_hash, label
 from unetlib.support.errors import RunError
@@ -58,7 +57,7 @@ def question_of(recipe: Recipe, data: str, best_by: tuple[str, str], metrics: Ma
     alone; own code by its hash alone, so that it may be registered or passed, and renamed.
 
     Raises:
-        RunError: code that cannot be hashed. DataError: no such file to start from.
+        RunError: code that cannot be hashed. OSError: no such file to start from.
     """
     from unetlib.dataset import CarvanaDataset  # here: whoever lists runs needs no PyTorch
     from unetlib.support.processes import SharedLearner
@@ -66,19 +65,14 @@ def question_of(recipe: Recipe, data: str, best_by: tuple[str, str], metrics: Ma
 
     settings = {name: value for name, value in recipe.changes.items() if name not in BUILT_IN}
     if recipe.start_from is not None:
-        try:
-            content = Path(recipe.start_from).read_bytes()
-        except OSError as error:
-            what = f"start_from={recipe.start_from}: {error.strerror}"
-            raise DataError(f"{what}; give a run or a model file.") from None
+        content = Path(recipe.start_from).read_bytes()
         settings["start_from"] = hashlib.sha256(content).hexdigest()[:16]
     code = {"training": code_hash((train, Learner, SharedLearner, CarvanaDataset))}
     for setting in BUILT_IN:
         value = getattr(recipe, setting)
-        known = isinstance(value, MissingCode)
-        # By name, the U-Net also gets the recipe's settings.
-        thing = None if known else (value == "unet", resolve(setting, value))
-        code[setting] = value.code if known else code_hash(thing)
+        if not isinstance(value, MissingCode):  # by name, the U-Net also gets the recipe's settings
+            value = MissingCode("", "", code_hash((value == "unet", resolve(setting, value))))
+        code[setting] = value.code
     if best_by[0] in metrics:
         code["best_by"] = code_hash(metrics[best_by[0]])
     question = dict(format=FORMAT, settings=settings, code=code, best_by=list(best_by))
