@@ -10,8 +10,10 @@ import numpy as np
 import pytest
 from other_process import FORKS, start
 
+import unetlib.dataset
 from unetlib import CarvanaDataset, DataError, cache_dir, clean_runs, decode_once, split_by_group
 from unetlib.dataset import decode
+from unetlib.support.code import code_hash
 
 SIZE = 32
 FILE_BYTES = 2 * SIZE * SIZE + 32  # image, coverage, SHA-256
@@ -72,7 +74,8 @@ def test_only_pairs_that_are_new_are_decoded(tables, decodes):
 def test_another_size_is_kept_beside_it(tables, decodes):
     decodes(tables[1])
     assert decodes(tables[1], 16)[0].shape == (4, 2, 16, 16)
-    assert {path.parent.name for path in files()} == {"decoded-6-2x32x32", "decoded-6-2x16x16"}
+    ends = {path.parent.name.partition("-2-")[2] for path in files()}
+    assert ends == {"32-32", "16-16"}
     assert decodes(tables[1])[1] == 0
 
 
@@ -115,7 +118,8 @@ def test_a_damaged_file_is_silently_decoded_again(tables, decodes, recwarn, dama
 
 @pytest.mark.fault("the cache folder cannot be written", "a warning; the images are used")
 def test_where_nothing_can_be_kept_one_warning_says_so(tables):
-    (cache_dir() / f"decoded-6-2x{SIZE}x{SIZE}").write_text("a file in the place of the folder")
+    folder = f"decoded-{code_hash(decode)}-2-{SIZE}-{SIZE}"
+    (cache_dir() / folder).write_text("a file in the place of the folder")
     with pytest.warns(UserWarning, match="UNETLIB_HOME") as caught:
         decoded = decode_once(tables[1], SIZE)
     assert len(caught) == 1
@@ -176,3 +180,12 @@ def test_clean_runs_empties_the_cache(tables):
     decode_once(tables[1], SIZE)
     assert clean_runs() == []
     assert list(cache_dir().glob("decoded-*")) == []
+
+
+def test_other_code_that_decodes_makes_other_files(tables, monkeypatch):
+    plain = decode_once(tables[1], 8)
+    before = unetlib.dataset.load_image
+    monkeypatch.setattr(unetlib.dataset, "load_image", lambda *found: 255 - before(*found))
+    np.testing.assert_array_equal(decode_once(tables[1], 8)[:, 0], 255 - plain[:, 0])
+    monkeypatch.undo()
+    np.testing.assert_array_equal(decode_once(tables[1], 8), plain)

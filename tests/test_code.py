@@ -16,7 +16,7 @@ from test_any_order import opened
 from torchvision.transforms import v2
 
 from unetlib.losses import LOSSES
-from unetlib.store.code import code_hash, label
+from unetlib.support.code import code_hash, label
 from unetlib.support.errors import RunError
 from unetlib.training import Learner, train
 
@@ -70,7 +70,7 @@ import enum, dataclasses, re, sys
 from pathlib import Path
 import torch
 from torchvision.transforms import v2
-from unetlib.store.code import code_hash
+from unetlib.support.code import code_hash
 from unetlib.training import Learner, train
 NAMES = {"roof", "wheel", "door", "window"}
 class Kind(enum.Enum):
@@ -188,7 +188,9 @@ def test_a_kernel_hashes_what_runs_and_autoreload_changes_it(tmp_path):
     (tmp_path / "notebooks" / "a.ipynb").write_text(notebook)
     with opened("a", tmp_path, tmp_path) as sitting:
         start = f"import sys; sys.path.insert(0, {str(Path(__file__).parent.parent)!r})\n"
-        start += "from unetlib.store.code import code_hash\nimport mine\nfrom mine import helper\n"
+        start += (
+            "from unetlib.support.code import code_hash\nimport mine\nfrom mine import helper\n"
+        )
         cell = "def f(x):\n    return mine.helper(x)"
         sitting.ask(start + "%load_ext autoreload\n%autoreload 2")
         sitting.ask(cell)

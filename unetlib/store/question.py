@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from unetlib.recipe import BUILT_IN, Recipe, resolve
-from unetlib.store.code import code_hash, label
+from unetlib.support.code import code_hash, label
 from unetlib.support.errors import RunError
 from unetlib.support.profile import profile
 

@@ -1,4 +1,4 @@
-"""Decoded images, kept on disk: one file for each pair's content, mask value, size and colour."""
+"""Decoded images on disk: a file for each content, mask value, size, colour and code of decode."""
 
 import warnings
 from hashlib import sha256
@@ -10,9 +10,8 @@ import pandas as pd
 from unetlib.dataset import decode
 from unetlib.pictures import DataError, sides
 from unetlib.support import folders
+from unetlib.support.code import code_hash
 from unetlib.support.memory import pair_hashes
-
-VERSION = 6  # raise it when decoding changes, so that older files are not used
 
 
 def decode_once(samples: pd.DataFrame, size, colour: bool = False) -> np.ndarray:
@@ -31,7 +30,7 @@ def decode_once(samples: pd.DataFrame, size, colour: bool = False) -> np.ndarray
     missing = range(len(names))
     try:
         decoded = np.empty((len(names), *shape), np.uint8)
-        folder = folders.cache_dir() / f"decoded-{VERSION}-{'x'.join(map(str, shape))}"
+        folder = folders.cache_dir() / "-".join(map(str, ("decoded", code_hash(decode), *shape)))
         folder.mkdir(exist_ok=True)
         missing = [row for row, name in enumerate(names) if not _read(folder / name, decoded[row])]
         if len(missing) == len(names):  # the first time: no second array of this size
