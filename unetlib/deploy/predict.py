@@ -44,10 +44,7 @@ class Predictor:
     def predict_proba(
         self, image_or_images, size: str | int | tuple[int, int] = "original", *, flip: bool = False
     ) -> np.ndarray | list[np.ndarray]:
-        """Probability of the object for every pixel.
-
-        The small probability map is enlarged bilinearly: thresholding comes last, so that the edge
-        is not a staircase.
+        """Probability of the object for every pixel; the model's small map enlarged bilinearly.
 
         Args:
             image_or_images: a path, PIL image or array (see ``pictures.load_image``), or a list,
@@ -119,9 +116,7 @@ def enlarge(probability: np.ndarray, size: tuple[int, int]) -> np.ndarray:
     """A float32 map at another size ``(height, width)``, bilinearly; unchanged at its own size."""
     if probability.shape == tuple(size):
         return probability
-    height, width = size
-    image = Image.fromarray(probability)
-    return np.asarray(image.resize((width, height), Image.Resampling.BILINEAR))
+    return np.asarray(Image.fromarray(probability).resize(size[::-1], Image.Resampling.BILINEAR))
 
 
 def load_predictor(
