@@ -114,9 +114,8 @@ def _start(path: Path, threads: int | None, precision: str, runtime: Runtime | N
         settings = {"PERFORMANCE_HINT": "LATENCY", "INFERENCE_PRECISION_HINT": number}
         settings |= {"INFERENCE_NUM_THREADS": threads} if threads else {}
         compiled = openvino.Core().compile_model(path, "CPU", settings)
-        return lambda batch: compiled(batch)[
-            "logits"
-        ].copy()  # the next call writes over its output
+        # Copied, because the next call writes over its output.
+        return lambda batch: compiled(batch)["logits"].copy()
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 3  # errors only
     # Idle threads that spin would take the cores from whatever runs next in this process.
