@@ -127,10 +127,9 @@ def predictors_in(
         ModelFileError: a file is damaged or not the exported one.
         ValueError: an unknown runtime, or ``threads`` is not an integer above 0.
     """
-    models_dir, native = Path(models_dir), pick_precision(torch.device("cpu"))
+    models_dir = Path(models_dir)
     runtimes = [runtimes] if isinstance(runtimes, str) else list(runtimes)
-    unknown = [runtime for runtime in runtimes if runtime not in RUNTIMES]
-    if unknown:
+    if unknown := [runtime for runtime in runtimes if runtime not in RUNTIMES]:
         raise ValueError(f"runtime {unknown[0]!r} is unknown: use {' or '.join(RUNTIMES)}.")
     files, manifest = exported_files(models_dir), read_manifest(models_dir)
     weights = {path: manifest.get(path.name, {}).get("weights") for path in files.values()}
@@ -140,7 +139,7 @@ def predictors_in(
     asked = network is None and "pytorch" in files and len(rest) > len(problems)
     if asked and (own := load_plain(first).get("network")):
         problems[first] = f"it needs its class (network={own})"
-    if native != "bf16":
+    if pick_precision(torch.device("cpu")) != "bf16":
         problems["bf16"] = "this processor does not compute with it natively"
     problems |= {one: why for one in runtimes if (why := missing_runtime(one))}
     for left_out, why in problems.items():
