@@ -24,8 +24,7 @@ Logits = Callable[[np.ndarray], np.ndarray]
 
 def describe_onnx(path: Path, description: str) -> None:
     """Store the description in an ONNX file, instead of the exporter's, which names folders."""
-    model = onnx.load(path)
-    graph = model.graph
+    graph = (model := onnx.load(path)).graph
     parts = (*graph.node, *graph.value_info, *graph.input, *graph.output, *graph.initializer)
     for part in (graph, *parts):
         del part.metadata_props[:]
