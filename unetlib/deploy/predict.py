@@ -138,7 +138,6 @@ def load_predictor(
         ValueError: ``threads`` is not an integer above 0.
         RuntimeError, AssertionError: PyTorch's own, where the device is not there.
     """
-    path = Path(path)
     kind = check_file(path, trust, runtime)
     if threads is not None and not (isinstance(threads, (int, np.integer)) and threads > 0):
         raise ValueError(f"threads={threads!r}: give an integer above 0, or None for all cores.")
