@@ -94,8 +94,8 @@ def export(
         output_dir: Where the files are written; default: models.
     """
     if checkpoint is None and not (runs := unetlib.find_runs()):
-        where = folders.runs_dir()
-        raise unetlib.ModelFileError(f"{where}: no run yet; run python -m unetlib train first.")
+        problem = "no run yet; run python -m unetlib train first"
+        raise unetlib.ModelFileError(f"{folders.runs_dir()}: {problem}.")
     checkpoint = checkpoint or runs[-1].checkpoint
     manifest.check_file(checkpoint, trust=True)
     manifest.check_manifest(output_dir := output_dir or folders.models_dir())
