@@ -96,10 +96,8 @@ def export_all(
         for file in [*table["file"].drop(wrong.index), MANIFEST]:
             os.replace(folder / file, output_dir / file)
     if len(wrong):
-        problem = f"over {tolerance:g} in probability from the PyTorch model, so removed"
-        raise ModelFileError(
-            f"{', '.join(wrong['file'])}: {problem}; report it with your versions."
-        )
+        problem = f"over {tolerance:g} in probability from PyTorch, so removed; report it"
+        raise ModelFileError(f"{', '.join(wrong['file'])}: {problem} with your versions.")
     remedy = "train longer and export again, and use the fp32 files until then"
     for file, lost in (-marked["dice_difference"]).items():
         warning = f"{output_dir / file}: loses {lost:.3f} Dice, as undertrained models do"
