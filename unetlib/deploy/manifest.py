@@ -1,10 +1,9 @@
 """A folder of exported files <-> ``manifest.json``: which file is which, and may it be opened.
 
 Weights (``.pth``) and graphs (``.onnx``) are data: opening one runs none of its content.
-TorchScript and ``.pt2`` files are programs, so they are opened only if ``manifest.json`` beside
-them names their SHA-256, or if the caller trusts whoever made them. A file of any format whose
-SHA-256 is not the one named there is damaged or not what was exported, and is refused. The manifest
-does not say who exported: a folder from a stranger brings a manifest of its own.
+TorchScript and ``.pt2`` files are programs, opened only if ``manifest.json`` beside them names
+their SHA-256, or if the caller trusts whoever made them. A file of any format with another SHA-256
+than named there is refused. A folder from a stranger brings a manifest of its own.
 """
 
 import hashlib
