@@ -69,10 +69,9 @@ class Predictor:
     def predict_mask(
         self, image_or_images, threshold: float | None = None, size="original", *, flip=False
     ) -> np.ndarray | list[np.ndarray]:
-        """Masks, boolean ``(H, W)``: probability above the threshold.
+        """Masks, boolean ``(H, W)``: the enlarged probability above the threshold.
 
-        Arguments, result and errors as for ``predict_proba``; ``threshold`` None takes the file's
-        own, usually 0.5.
+        Otherwise as ``predict_proba``; ``threshold`` None takes the file's own, usually 0.5.
         """
         threshold = self.threshold if threshold is None else threshold
         found = self.predict_proba(image_or_images, size, flip=flip)
