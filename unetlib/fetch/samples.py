@@ -1,4 +1,4 @@
-"""Folders or patterns -> a table of samples, each file looked into where it changed."""
+"""Folders or patterns -> a table of samples; each new or changed file is looked into."""
 
 import glob
 import hashlib
