@@ -43,15 +43,13 @@ def main(arguments: list[str] | None = None) -> int:
         print("stopped", file=sys.stderr)
         return 130
     except (OSError, ValueError, RuntimeError) as error:
-        # By name: importing it would import PyTorch.
         if isinstance(error, RuntimeError) and type(error).__name__ != "TrainingError":
-            raise
+            raise  # by name: importing it would import PyTorch
         print(f"error: {error}", file=sys.stderr)
         return 1
     distributed = sys.modules.get("torch.distributed")
     if distributed and distributed.is_initialized():
-        # Not after an error: the other processes would be waited for.
-        distributed.destroy_process_group()
+        distributed.destroy_process_group()  # not after an error: it waits for the others
     if result is None:
         return 0
     shown = [json.dumps(result)] if "--json" in arguments else starmap(_text, result.items())

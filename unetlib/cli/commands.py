@@ -28,7 +28,6 @@ Data = Annotated[Path | None, arg(help="Data set in Carvana's layout; default: U
 # For the help alone: __main__ looks for it.
 Json = Annotated[bool, arg(help="Print one JSON object as the last line of stdout.")]
 Network = Annotated[str | None, arg(help="Own network, MODULE:NAME of its class or function.")]
-Runtime = manifest.Runtime
 
 # A recipe as options, which cannot be functions: the built-in names are offered.
 TYPES = get_type_hints(Recipe) | {name: Literal[names] for name, names in BUILT_IN.items()}
@@ -95,12 +94,11 @@ def export(
         output_dir: Where the files are written; default: models.
     """
     if checkpoint is None and not (runs := unetlib.find_runs()):
-        where, remedy = folders.runs_dir(), "run python -m unetlib train first"
-        raise unetlib.ModelFileError(f"{where}: no run yet; {remedy}.")
+        problem = "no run yet; run python -m unetlib train first"
+        raise unetlib.ModelFileError(f"{folders.runs_dir()}: {problem}.")
     checkpoint = checkpoint or runs[-1].checkpoint
     manifest.check_file(checkpoint, trust=True)
-    output_dir = output_dir or folders.models_dir()
-    manifest.check_manifest(output_dir)
+    manifest.check_manifest(output_dir := output_dir or folders.models_dir())
     train_rows, val_rows = unetlib.split_by_group(unetlib.find_samples(data))
     rows = dict(train=unetlib.profile().thin(train_rows), val=val_rows)
     table = unetlib.export_all(checkpoint, output_dir, **rows, network=_imported(network))
@@ -112,15 +110,14 @@ def predict(
     model: Path,
     output: Path,
     flip: bool = False,
-    runtime: Runtime | None = None,
+    runtime: manifest.Runtime | None = None,
     network: Network = None,
     trust: bool = False,
     json: Json = False,
 ) -> dict | None:
     """Write masks of images: PNG files in a folder, or Kaggle's csv of run lengths.
 
-    A stopped run goes on where it was. Started by torchrun or accelerate launch, the processes
-    share the images.
+    A stopped run goes on where it was; processes of torchrun or accelerate launch share the images.
 
     Args:
         images: Image files, or folders of them.
@@ -133,14 +130,13 @@ def predict(
     manifest.check_file(model, trust, runtime)
     images, to_csv = unetlib.image_files(images), output.suffix.lower() == ".csv"
     (code_files if to_csv else mask_files)(images, output)
-    own = _imported(network)
+    how = dict(trust=trust, runtime=runtime, network=_imported(network))
 
     from unetlib.support.processes import start_accelerator
 
     processes = start_accelerator(timeout=timedelta(days=7))  # computers may differ in speed
     here = int(os.environ.get("LOCAL_WORLD_SIZE", 1))
     threads = max(1, (os.cpu_count() or 1) // here) if here > 1 else None
-    how = dict(trust=trust, runtime=runtime, network=own)
     predictor = unetlib.load_predictor(model, processes.device, threads, **how)
     write = unetlib.write_submission if to_csv else unetlib.write_masks
     left_out = write(predictor, images, output, flip=flip, accelerator=processes)
@@ -153,7 +149,7 @@ def predict(
 def compare(
     models: Path | None = None,
     data: Data = None,
-    runtimes: tuple[Runtime, ...] = ("openvino", "compile"),
+    runtimes: tuple[manifest.Runtime, ...] = ("openvino", "compile"),
     network: Network = None,
     json: Json = False,
 ) -> dict:
@@ -163,12 +159,10 @@ def compare(
         models: The folder that export wrote; default: models.
         runtimes: Extra ones, where they are installed.
     """
-    models = models or folders.models_dir()
-    manifest.exported_files(models)
+    manifest.exported_files(models := models or folders.models_dir())
     _, val_rows = unetlib.split_by_group(unetlib.find_samples(data))
-    how = dict(runtimes=runtimes, network=_imported(network))
     with redirect_stdout(sys.stderr):  # what is left out is no part of the table
-        table = unetlib.compare(models, val_rows, **how)
+        table = unetlib.compare(models, val_rows, runtimes=runtimes, network=_imported(network))
     return dict(formats=table.astype(object).where(table.notna(), None).to_dict("records"))
 
 
@@ -213,10 +207,7 @@ def subset(
 
 
 def check(data: Positional[Data] = None, json: Json = False):
-    """Find all that is wrong with a data set: damaged pictures, masks and csv files that disagree.
-
-    Ends with status 1 if there is anything.
-    """
+    """Find all that is wrong with a data set's pictures, masks and csv files; if so, status 1."""
     folder = data if data is not None else config.data_dir()
     problems = unetlib.check(folder).to_dict("records")
     if not json:
@@ -231,8 +222,7 @@ def _imported(network: str | None):
     try:
         if network is None or callable(found := resolve_name(network)):
             return network and found
-        why = "it is no class or function"
-    except (ImportError, AttributeError, ValueError) as error:
-        why = error
-    remedy = "give MODULE:NAME, for example my_networks:MyUNet"
-    raise unetlib.ModelFileError(f"--network {network}: {why}; {remedy}.")
+        raise ValueError("it is no class or function")
+    except (ImportError, AttributeError, ValueError) as why:
+        remedy = "give MODULE:NAME, for example my_networks:MyUNet"
+        raise unetlib.ModelFileError(f"--network {network}: {why}; {remedy}.") from None

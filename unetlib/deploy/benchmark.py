@@ -1,7 +1,4 @@
-"""Predictors -> how fast, and how much memory, on this computer.
-
-Compare ratios, not milliseconds: they travel from one computer to another.
-"""
+"""Predictors -> speed and memory on this computer; only ratios hold on another one, too."""
 
 import json
 import os
@@ -23,10 +20,8 @@ from unetlib.support.errors import ModelFileError
 
 
 def benchmark(predictors, batch_sizes=(1,), repeats: int = 30, warm_up: int = 3) -> pd.DataFrame:
-    """Time the bare models on random input, turn by turn.
-
-    The predictors take turns within every repeat, so that a machine that slows down (heat, other
-    programs) does not favour the one that came first.
+    """Time the bare models on random input, in turns within every repeat: a machine that slows
+    down (heat, other programs) then favours none of them.
 
     Returns:
         A row per predictor and batch size: ``name``, ``batch``, ``p50_ms`` and ``p95_ms`` of one
@@ -50,10 +45,10 @@ def benchmark(predictors, batch_sizes=(1,), repeats: int = 30, warm_up: int = 3)
 COLD_START = """
 import json, sys, threading, time, numpy, psutil
 from unetlib.deploy.predict import load_predictor
-status, done = psutil.Process().memory_info, threading.Event()
+status = psutil.Process().memory_info
 memory = [status().rss]
 def watch():
-    while not done.wait(0.002):
+    while not time.sleep(0.002):
         memory.append(status().rss)
 threading.Thread(target=watch, daemon=True).start()
 started, seconds = time.perf_counter(), []
@@ -61,7 +56,6 @@ predictor = load_predictor(device="cpu", **json.loads(sys.argv[1]))
 for _ in range(3):
     predictor.logits(numpy.zeros((1, *predictor.shape), numpy.float32))
     seconds.append(time.perf_counter() - started)
-done.set()
 print(json.dumps(dict(peak_mb=(max(memory) - memory[0]) / 1e6, first_s=seconds[0])))
 """
 
@@ -81,9 +75,9 @@ def cold_start(predictor: Predictor) -> dict[str, float]:
         return dict(peak_mb=np.nan, first_s=np.nan)
     path, settings = str(predictor.path), ("precision", "runtime", "trust")
     how = json.dumps(dict(path=path) | {name: getattr(predictor, name) for name in settings})
-    with tempfile.TemporaryDirectory() as folder:  # what torch.compile kept before does not count
-        fresh = dict(TORCHINDUCTOR_CACHE_DIR=folder)
-        return json.loads(in_a_fresh_process(COLD_START, how, what=path, **fresh))
+    with tempfile.TemporaryDirectory() as fresh:  # what torch.compile kept before does not count
+        shown = in_a_fresh_process(COLD_START, how, what=path, TORCHINDUCTOR_CACHE_DIR=fresh)
+    return json.loads(shown)
 
 
 def in_a_fresh_process(code: str, *arguments: str, what: str | Path, **environment: str) -> str:
@@ -92,9 +86,9 @@ def in_a_fresh_process(code: str, *arguments: str, what: str | Path, **environme
     Raises:
         ModelFileError: it failed; ``what``, the file or folder that it works on, is named.
     """
-    environment = dict(PYTHONPATH=os.pathsep.join(filter(None, sys.path))) | environment
-    command, environment = [sys.executable, "-c", code, *arguments], os.environ | environment
-    finished = subprocess.run(command, capture_output=True, text=True, env=environment)
+    known = os.environ | dict(PYTHONPATH=os.pathsep.join(filter(None, sys.path))) | environment
+    command = [sys.executable, "-c", code, *arguments]
+    finished = subprocess.run(command, capture_output=True, text=True, env=known)
     if finished.returncode:
         reason = finished.stderr.strip().rpartition("\n")[2] or f"exit {finished.returncode}"
         raise ModelFileError(f"{what}: a fresh process cannot use it: {reason}")

@@ -81,18 +81,14 @@ def compare(
     """Compare all ways to run the exported model on the CPU: quality, speed, size and memory.
 
     Args:
-        models_dir: where ``export_all`` wrote; a format whose file is missing is skipped.
         samples: sample table with masks.
-        runtimes, network: see ``predictors_in``.
+        models_dir, runtimes, network: see ``predictors_in``, also for the errors.
 
     Returns:
         A row per predictor, in ``predictors_in``'s order: ``name``, ``dice`` at the model's size,
         ``dice_full`` at the original size, ``agreement`` (share of pixels on the same side of the
         threshold as the first), ``max_abs_diff`` (of probabilities), ``megabytes``, ``peak_mb``,
         ``first_s`` (see ``cold_start``), ``p50_ms``, ``p95_ms``, ``ratio``.
-
-    Raises:
-        DataError, ModelFileError, ValueError: see ``predictors_in``.
     """
     predictors = predictors_in(models_dir, runtimes=runtimes, network=network)
     rows = []
@@ -117,7 +113,7 @@ def predictors_in(
     installed. A line is printed for each that is left out.
 
     Args:
-        models_dir: where ``export_all`` wrote.
+        models_dir: where ``export_all`` wrote; a format whose file is missing is skipped.
         threads: number of CPU threads to compute with; None: all cores.
         runtimes: extra ones, of ``manifest.RUNTIMES``; one need not be in a list.
         network: of an own network, see ``load_model``; None leaves its ``.pth`` file out.
@@ -127,12 +123,10 @@ def predictors_in(
         ModelFileError: a file is damaged or not the exported one.
         ValueError: an unknown runtime, or ``threads`` is not an integer above 0.
     """
-    models_dir, native = Path(models_dir), pick_precision(torch.device("cpu"))
     runtimes = [runtimes] if isinstance(runtimes, str) else list(runtimes)
-    unknown = [runtime for runtime in runtimes if runtime not in RUNTIMES]
-    if unknown:
+    if unknown := [runtime for runtime in runtimes if runtime not in RUNTIMES]:
         raise ValueError(f"runtime {unknown[0]!r} is unknown: use {' or '.join(RUNTIMES)}.")
-    files, manifest = exported_files(models_dir), read_manifest(models_dir)
+    files, manifest = exported_files(folder := Path(models_dir)), read_manifest(folder)
     weights = {path: manifest.get(path.name, {}).get("weights") for path in files.values()}
     first, *rest = files.values()
     why = f"of another training than {first.name}; export again"
@@ -140,7 +134,7 @@ def predictors_in(
     asked = network is None and "pytorch" in files and len(rest) > len(problems)
     if asked and (own := load_plain(first).get("network")):
         problems[first] = f"it needs its class (network={own})"
-    if native != "bf16":
+    if pick_precision(torch.device("cpu")) != "bf16":
         problems["bf16"] = "this processor does not compute with it natively"
     problems |= {one: why for one in runtimes if (why := missing_runtime(one))}
     for left_out, why in problems.items():

@@ -96,21 +96,18 @@ def export_all(
         for file in [*table["file"].drop(wrong.index), MANIFEST]:
             os.replace(folder / file, output_dir / file)
     if len(wrong):
-        problem = f"over {tolerance:g} in probability from the PyTorch model, so removed"
-        files = ", ".join(wrong["file"])
-        raise ModelFileError(f"{files}: {problem}; report it with your versions.")
-    why = "its probabilities lie near the threshold, where small changes move many pixels"
+        problem = f"over {tolerance:g} in probability from PyTorch, so removed; report it"
+        raise ModelFileError(f"{', '.join(wrong['file'])}: {problem} with your versions.")
     remedy = "train longer and export again, and use the fp32 files until then"
     for file, lost in (-marked["dice_difference"]).items():
-        warning = f"{output_dir / file}: loses {lost:.3f} Dice, so the model is undertrained"
-        warnings.warn(f"{warning}, probably: {why}; {remedy}.", stacklevel=2)
+        warning = f"{output_dir / file}: loses {lost:.3f} Dice, as undertrained models do"
+        warnings.warn(f"{warning}; {remedy}.", stacklevel=2)
     return table
 
 
 def _export_into(folder: Path, checkpoint, train, val, network) -> pd.DataFrame:
     model, content = load_model(checkpoint, network)
-    about = {name: content[name] for name in ("size", "threshold", "colour")}
-    size, colour = content["size"], content["colour"]
+    size, threshold, colour = (content[name] for name in ("size", "threshold", "colour"))
     every = max(1, len(train) // CALIBRATION_IMAGES)
     some = CarvanaDataset(train.iloc[::every][:CALIBRATION_IMAGES], size, colour=colour)
     path = {name: folder / file for name, file in FILES.items()}
@@ -123,7 +120,7 @@ def _export_into(folder: Path, checkpoint, train, val, network) -> pd.DataFrame:
         if logits.shape != shape or not logits.is_floating_point():
             raise ValueError(f"it makes {tuple(logits.shape)} {logits.dtype}, not {shape} floats")
         for name, step in tqdm(steps.items(), "exporting"):
-            step(model=model, path=path[name], **about)
+            step(model=model, path=path[name], size=size, threshold=threshold, colour=colour)
         name = "int8"
         quantize_int8(path["onnx"], path[name], to_tensor(some.images).numpy())
     except Exception as error:  # own code and the recorders may raise anything
@@ -135,26 +132,25 @@ def _export_into(folder: Path, checkpoint, train, val, network) -> pd.DataFrame:
         problem = f"{type(model).__name__} cannot be exported as {name} ({why})"
         raise ModelFileError(f"{checkpoint}: {problem}; change its forward.") from error
     write_manifest(folder)
-    samples, answer, kept = folder / "samples.pickle", folder / "table.pickle", []
-    val.to_pickle(samples)
-    tolerance = TOLERANCE
+    table, kept, tolerance = folder / "table.pickle", [], TOLERANCE
+    val.to_pickle(table)
     if content["network"]:  # another process lacks its class
         kept = [folder / "logits.npy"]
-        again, _ = load_model(path["pytorch"], network)
+        again = load_model(path["pytorch"], network)[0]
         logits = dataset_logits(again, CarvanaDataset(val, size, colour=colour))
         np.save(*kept, logits)
         tolerance = max(TOLERANCE, 1e-6 * logits.abs().max().item())
-    in_a_fresh_process(PARITY, *map(str, (answer, folder, samples, *kept)), what=folder)
-    table = pd.read_pickle(answer)  # ours, so it is safe to open
-    table.attrs["tolerance"] = tolerance
-    return table
+    in_a_fresh_process(PARITY, *map(str, (folder, table, *kept)), what=folder)
+    found = pd.read_pickle(table)  # ours, so it is safe to open
+    found.attrs["tolerance"] = tolerance
+    return found
 
 
 PARITY = f"""
 import sys, pandas
 from {parity.__module__} import parity
-table, folder, samples, *kept = sys.argv[1:]
-parity(folder, pandas.read_pickle(samples), None, *kept).to_pickle(table)
+folder, table, *kept = sys.argv[1:]
+parity(folder, pandas.read_pickle(table), None, *kept).to_pickle(table)
 """
 
 
@@ -163,10 +159,7 @@ def _example(size: int | tuple[int, int], colour: bool) -> torch.Tensor:
 
 
 def export_torchscript(model: nn.Module, path, size, threshold=0.5, colour=False) -> None:
-    """Trace a model into a TorchScript file: the recorded program and its weights.
-
-    PyTorch deprecated TorchScript in favour of ``torch.export``; many deployments still load it.
-    """
+    """Trace a model into a TorchScript file (program and weights), which many still load."""
     about = {METADATA_KEY: json.dumps(description(size, threshold, colour))}
     with evaluating(model), warnings.catch_warnings(action="ignore", category=FutureWarning):
         traced = torch.jit.trace(model, _example(size, colour))
@@ -182,9 +175,8 @@ def _open_sizes(model: nn.Module) -> tuple[dict]:
 
 
 def export_program(model: nn.Module, path: str | Path, size, threshold=0.5, colour=False) -> None:
-    """Write a ``.pt2`` file with ``torch.export``: the graph and its weights, TorchScript's heir.
-
-    Any batch size; of a ``UNet`` also any height and width (multiples of its stride).
+    """Write a ``.pt2`` file with ``torch.export``: the graph and its weights, for any batch size,
+    of a ``UNet`` also any height and width (multiples of its stride).
     """
     about = {METADATA_KEY: json.dumps(description(size, threshold, colour))}
     with evaluating(model):
@@ -210,11 +202,10 @@ def export_onnx(model: nn.Module, path: str | Path, size, threshold=0.5, colour=
 def quantize_int8(onnx_path: str | Path, path: str | Path, calibration: np.ndarray) -> None:
     """Quantise an ONNX file statically: 8-bit weights and activations (QDQ format).
 
-    Weights become int8 with a scale per output channel; activations uint8 with one scale per
-    tensor, from the range each takes on the calibration images. That pair of types is the fast one
-    on CPUs. Weights use 7 of the 8 bits: without VNNI instructions, pairs of products are summed in
-    16 bits and would overflow. ONNX Runtime has no 8-bit transposed convolution: those two stay
-    float.
+    Weights become int8 with a scale per output channel; activations uint8 with one per tensor, from
+    their range on the calibration images: the fast pair on CPUs. Weights use 7 of the 8 bits:
+    without VNNI instructions, pairs of products are summed in 16 bits and would overflow. ONNX
+    Runtime has no 8-bit transposed convolution: those two stay float.
 
     Args:
         calibration: training images through the dataset's own transform, float32 ``(N, C, H, W)``

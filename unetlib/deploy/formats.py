@@ -24,8 +24,7 @@ Logits = Callable[[np.ndarray], np.ndarray]
 
 def describe_onnx(path: Path, description: str) -> None:
     """Store the description in an ONNX file, instead of the exporter's, which names folders."""
-    model = onnx.load(path)
-    graph = model.graph
+    graph = (model := onnx.load(path)).graph
     parts = (*graph.node, *graph.value_info, *graph.input, *graph.output, *graph.initializer)
     for part in (graph, *parts):
         del part.metadata_props[:]
@@ -114,9 +113,8 @@ def _start(path: Path, threads: int | None, precision: str, runtime: Runtime | N
         settings = {"PERFORMANCE_HINT": "LATENCY", "INFERENCE_PRECISION_HINT": number}
         settings |= {"INFERENCE_NUM_THREADS": threads} if threads else {}
         compiled = openvino.Core().compile_model(path, "CPU", settings)
-        return lambda batch: compiled(batch)[
-            "logits"
-        ].copy()  # the next call writes over its output
+        # Copied, because the next call writes over its output.
+        return lambda batch: compiled(batch)["logits"].copy()
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 3  # errors only
     # Idle threads that spin would take the cores from whatever runs next in this process.

@@ -46,8 +46,7 @@ def mask_files(images: Paths, folder: str | Path) -> dict[Path, Path]:
     folder, images = Path(folder), paths_of(images)
     if folder.is_file() or (folder.suffix.lower() in IMAGE_SUFFIXES and not folder.is_dir()):
         raise DataError(f"{folder}: give --output a folder, or a file whose name ends in .csv.")
-    here = [image for image in images if image.resolve().parent == folder.resolve()]
-    if here:
+    if here := [image for image in images if image.resolve().parent == folder.resolve()]:
         raise DataError(f"{here[0]}: masks need a folder of their own; choose another --output.")
     results = [folder / f"{image.stem}_mask.png" for image in images]
     signs = {folder / "unreadable.csv": UNREADABLE_HEADER} | dict.fromkeys(results, MASK_SIGN)
@@ -65,10 +64,9 @@ def code_files(images: Paths, path: str | Path) -> tuple[list[Path], Path]:
 
 def _check_output(output: Path, results: list[Path], signs: dict[Path, str]) -> None:
     """Refuse two results of one name, and to replace what is a data set's or not like ours."""
-    names = Counter(result.name for result in results)
-    twice = [name for name, count in names.items() if count > 1]
-    if twice:
-        raise DataError(f"{twice[0]}: two images of this name; predict their folders in turn.")
+    [(name, count)] = Counter(result.name for result in results).most_common(1) or [("", 0)]
+    if count > 1:
+        raise DataError(f"{name}: two images of this name; predict their folders in turn.")
     if output.resolve().name.lower() in TRUTH:
         raise DataError(f"{output}: named as a data set's own masks; choose another --output.")
     for path, sign in signs.items():

@@ -1,10 +1,9 @@
 """A folder of exported files <-> ``manifest.json``: which file is which, and may it be opened.
 
 Weights (``.pth``) and graphs (``.onnx``) are data: opening one runs none of its content.
-TorchScript and ``.pt2`` files are programs, so they are opened only if ``manifest.json`` beside
-them names their SHA-256, or if the caller trusts whoever made them. A file of any format whose
-SHA-256 is not the one named there is damaged or not what was exported, and is refused. The manifest
-does not say who exported: a folder from a stranger brings a manifest of its own.
+TorchScript and ``.pt2`` files are programs, opened only if ``manifest.json`` beside them names
+their SHA-256, or if the caller trusts whoever made them. A file of any format with another SHA-256
+than named there is refused. A folder from a stranger brings a manifest of its own.
 """
 
 import hashlib
@@ -32,13 +31,10 @@ MANIFEST = "manifest.json"
 
 
 def check_manifest(folder: Path) -> dict:
-    """Create a folder, and read the ``manifest.json`` in it, which ours would replace.
-
-    Returns:
-        Its content; empty if there is none, or a damaged one.
+    """Create a folder; the content of its ``manifest.json``, empty if none or a damaged one.
 
     Raises:
-        ModelFileError: it names other things, so it is another program's.
+        ModelFileError: it names other things, so it is another program's, which ours would replace.
     """
     folder.mkdir(parents=True, exist_ok=True)
     try:
@@ -137,12 +133,10 @@ def check_file(path: str | Path, trust: bool = False, runtime: Runtime | None = 
         raise ModelFileError(f"{path}: runtime={runtime!r} does not run this file; {kinds}.")
     if trust:
         return kind
-    known, problem = read_manifest(path.parent).get(path.name, {}).get("sha256"), None
-    if known is None and kind in PROGRAMS:
-        problem = f"a program that {MANIFEST} beside it does not vouch for"
-    elif known is not None and known != file_hash(path):
-        problem = f"damaged, or not the file that {MANIFEST} beside it describes"
-    if problem:
+    known = read_manifest(path.parent).get(path.name, {}).get("sha256")
+    if known != (file_hash(path) if known or kind in PROGRAMS else None):
+        problem = "damaged, or not the file" if known else "a program, and not one"
+        problem += f" that {MANIFEST} beside it vouches for"
         remedy = "export it again, or pass trust=True if you trust whoever made it"
         raise ModelFileError(f"{path}: refused, {problem}; {remedy}.")
     return kind

@@ -44,10 +44,7 @@ class Predictor:
     def predict_proba(
         self, image_or_images, size: str | int | tuple[int, int] = "original", *, flip: bool = False
     ) -> np.ndarray | list[np.ndarray]:
-        """Probability of the object for every pixel.
-
-        The small probability map is enlarged bilinearly: thresholding comes last, so that the edge
-        is not a staircase.
+        """Probability of the object for every pixel; the model's small map enlarged bilinearly.
 
         Args:
             image_or_images: a path, PIL image or array (see ``pictures.load_image``), or a list,
@@ -72,10 +69,9 @@ class Predictor:
     def predict_mask(
         self, image_or_images, threshold: float | None = None, size="original", *, flip=False
     ) -> np.ndarray | list[np.ndarray]:
-        """Masks, boolean ``(H, W)``: probability above the threshold.
+        """Masks, boolean ``(H, W)``: the enlarged probability above the threshold.
 
-        Arguments, result and errors as for ``predict_proba``; ``threshold`` None takes the file's
-        own, usually 0.5.
+        Otherwise as ``predict_proba``; ``threshold`` None takes the file's own, usually 0.5.
         """
         threshold = self.threshold if threshold is None else threshold
         found = self.predict_proba(image_or_images, size, flip=flip)
@@ -119,9 +115,7 @@ def enlarge(probability: np.ndarray, size: tuple[int, int]) -> np.ndarray:
     """A float32 map at another size ``(height, width)``, bilinearly; unchanged at its own size."""
     if probability.shape == tuple(size):
         return probability
-    height, width = size
-    image = Image.fromarray(probability)
-    return np.asarray(image.resize((width, height), Image.Resampling.BILINEAR))
+    return np.asarray(Image.fromarray(probability).resize(size[::-1], Image.Resampling.BILINEAR))
 
 
 def load_predictor(
@@ -143,7 +137,6 @@ def load_predictor(
         ValueError: ``threads`` is not an integer above 0.
         RuntimeError, AssertionError: PyTorch's own, where the device is not there.
     """
-    path = Path(path)
     kind = check_file(path, trust, runtime)
     if threads is not None and not (isinstance(threads, (int, np.integer)) and threads > 0):
         raise ValueError(f"threads={threads!r}: give an integer above 0, or None for all cores.")

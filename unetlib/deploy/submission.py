@@ -43,9 +43,7 @@ def write_masks(
     Arguments, result and errors as for ``write_submission``; what is left out is listed in
     ``unreadable.csv`` among the masks. Only masks written here are replaced.
     """
-    folder, results = Path(folder), mask_files(images, folder)
-
-    signature = PngInfo()
+    folder, results, signature = Path(folder), mask_files(images, folder), PngInfo()
     signature.add_text("Software", "unetlib")  # MASK_SIGN
 
     def write(mask: np.ndarray, part: Path, image: Path) -> None:
@@ -111,9 +109,7 @@ class _Job:
         self.results = {image: parts / key for image, key in zip(images, keys, strict=True)}
 
     def run(self, finish: Callable[[dict[Path, Path]], None], unreadable: Path) -> list:
-        """Predict what is not done yet, together with the other processes; then end all jobs of
-        the output, so that a repeated command predicts everything again.
-        """
+        """Predict what is left, with the other processes; then end all jobs of this output."""
         try:
             if self.rank == 0:
                 self.parts.mkdir(parents=True, exist_ok=True)
@@ -159,8 +155,7 @@ class _Job:
                 reading.extend(islice(begun, 1))
                 maps = self._predict([picture for _, (picture, _) in good]) if good else []
                 list(self._results(writing))  # written while the network computed
-                sized = [(image, size) for image, (_, size) in good]
-                todo = [(*one, smooth) for one, smooth in zip(sized, maps, strict=True)]
+                todo = [(one, size, p) for (one, (_, size)), p in zip(good, maps, strict=True)]
                 writing = [(one[0], pool.submit(self._finish, *one)) for one in todo]
                 bar.update(len(batch))
             list(self._results(writing))

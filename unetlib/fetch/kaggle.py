@@ -19,12 +19,7 @@ AGAIN = "check network and disk (KAGGLEHUB_CACHE names another), and start the s
 AGAIN += "or fetch the archives in a browser and use `python -m unetlib download --from FOLDER`"
 
 
-def download(
-    target: str | Path | None = None,
-    subset: int | None = None,
-    test: bool = False,
-    source: str | Path | None = None,
-) -> Path:
+def download(target=None, subset: int | None = None, test=False, source=None) -> Path:
     """Fetch the real data set, unpack it and check it; a second call continues an interrupted one.
 
     Args:
@@ -62,10 +57,8 @@ def _fetch(name: str) -> Path:
 
     send = requests.Session.send
 
-    def send_in_time(session, request, **options):
-        return send(session, request, **options | {"timeout": SILENCE})
-
-    requests.Session.send = send_in_time  # kagglesdk sets no limit and would wait for ever
+    # kagglesdk sets no limit and would wait for ever.
+    requests.Session.send = lambda *args, **how: send(*args, **how | {"timeout": SILENCE})
     try:
         return Path(kagglehub.competition_download(COMPETITION, path=name))
     except (UnauthenticatedError, DataCorruptionError, OSError) as error:  # requests' are OSErrors

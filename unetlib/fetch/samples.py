@@ -1,7 +1,4 @@
-"""Folders or patterns -> a table of samples: ``carvana.find_samples`` for files of any origin.
-
-It looks into each file, but not again into a usable pair until one of its files changes.
-"""
+"""Folders or patterns -> a table of samples; each new or changed file is looked into."""
 
 import glob
 import hashlib
@@ -103,8 +100,7 @@ def _files_of(place: str | Path, suffixes: tuple[str, ...]) -> list[Path]:
     files = [Path(path) for path in glob.glob(str(place), recursive=True) if os.path.isfile(path)]
     files = files_in(place, suffixes) or sorted(files, key=lambda one: (one.stem, one))
     if not files:
-        remedy = "give a folder, or a pattern such as photos/*.png"
-        raise DataError(Problem(str(place), "no pictures here", remedy))
+        raise DataError(f"{place}: no pictures; give a folder, or a pattern like photos/*.png.")
     return files
 
 

@@ -47,7 +47,6 @@ def write_subset(
         names = np.array(sorted(rows["car"].unique()), dtype=object)
         chosen += list(np.random.default_rng(seed).permutation(names)[:count])
     rows = samples[samples["car"].isin(chosen)]
-
     target.parent.mkdir(parents=True, exist_ok=True)
     with TemporaryDirectory(prefix=f".{target.name}-", dir=target.parent) as temporary:
         folder = Path(temporary) / target.name

@@ -72,8 +72,7 @@ def read_table(path: Path, *columns: str) -> tuple[pd.DataFrame | None, list[Pro
     table = pd.DataFrame(complete, columns=header, dtype=str)
     table = table.loc[:, ~table.columns.duplicated()]
     ids = table[columns[0]].str.replace(r"\.[a-z]{3,4}$", "", case=False, regex=True)
-    doubled = ids.duplicated()
-    problems = summarize(path, malformed, "malformed row(s)")
+    problems, doubled = summarize(path, malformed, "malformed row(s)"), ids.duplicated()
     problems += summarize(path, ids[doubled], "doubled row(s), the first is used")
     return table.assign(id=ids)[~doubled].reset_index(drop=True), problems
 
