@@ -160,7 +160,7 @@ PAGE = "<!DOCTYPE html><html><body>Error 403</body></html>"
             LEFT_OUT,
             smooth_jpeg_mask,
             MASK.replace("gif", "jpg"),
-            "mask_value",
+            "PNG",
         ),
         fault("mask as animated GIF", LEFT_OUT, animated_mask, MASK, "2 frames"),
         fault(

@@ -436,7 +436,7 @@ def test_fine_tuning_starts_from_a_run_or_a_model_file(tables, tmp_path):
 
 @pytest.mark.fault("weights to start from that are lost or do not fit", "the file is named")
 def test_weights_that_cannot_be_started_from_are_named(tables, tmp_path):
-    with pytest.raises(FileNotFoundError, match=r"lost\.pth"):
+    with pytest.raises(ModelFileError, match=r"lost\.pth"):
         fit(replace(RECIPE, start_from=tmp_path / "lost.pth"), *tables)
     run = fit(replace(RECIPE, epochs=1), *tables)
     with pytest.raises(ModelFileError, match=r"best\.pth"):

@@ -39,8 +39,9 @@ def load_mask(path: str | Path, mask_value: float | None = None) -> np.ndarray:
     if not known or len(values) > 2 or len(greys) < len(values):
         listed = ", ".join(f"{value:g}" for value in values[:10]) + ", ..." * (len(values) > 10)
         problem = f"nothing says which of the mask's values ({listed}) is the object"
-        named = f"find_samples(..., mask_value={values[-1]:g})"
-        remedy = f"save it as PNG, black and white, or say which: {named}"
+        remedy = "save it as PNG, black and white, without smooth edges"
+        if len(values) < 20:
+            remedy = f"say which: find_samples(..., mask_value={values[-1]:g})"
         raise DataError(Problem(str(path), problem, remedy))
     return np.asarray(shown) != 0
 

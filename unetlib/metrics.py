@@ -94,7 +94,7 @@ def evaluate(
     """Score a model image by image against hard masks, at the dataset's size.
 
     Args:
-        threshold: the probability above which a pixel counts as car.
+        threshold: the probability above which a pixel counts as the object.
         loss: also give each image's loss.
         metrics: more columns by name: f(probabilities, masks) -> ``(B,)``, from float32
             ``(B, 1, H, W)`` in [0, 1] and 0/1.

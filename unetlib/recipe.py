@@ -47,7 +47,7 @@ class Recipe:
             torchvision v2 transform, image by image (see ``dataset.CarvanaDataset``).
         loss: ``bce``, ``dice``, ``bce_dice`` or f(logits, masks) -> scalar, also of a single image.
         optimizer: ``adam``, ``adamw``, ``sgd`` (momentum 0.9) or f(parameters, lr) -> Optimizer.
-        weight_decay: the optimizer's; None: its own default.
+        weight_decay: the optimizer's, which then gets it by that name; None: its own default.
         schedule: ``constant``; ``one_cycle``: up to ``lr``, then down to almost 0
             (https://arxiv.org/abs/1708.07120); ``cosine``: from ``lr`` down to 0; or
             f(optimizer, total_steps) -> LRScheduler, which is stepped after every batch.

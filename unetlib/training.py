@@ -114,7 +114,8 @@ class Learner:
             logits = self.forward(images)
         loss = self.loss(logits.float(), masks)
         if not isinstance(loss, torch.Tensor) or loss.ndim or not loss.requires_grad:
-            raise ValueError(f"loss={self.loss} gave {loss!r}: it needs one number, with gradient.")
+            shown = getattr(loss, "shape", loss)
+            raise ValueError(f"loss={self.loss} gave {shown}: it needs one number, with gradient.")
         self.optimizer.zero_grad()
         (loss * weight).backward()
         self.optimizer.step()

@@ -24,7 +24,7 @@ from unetlib.recipe import BUILT_IN, Recipe
 from unetlib.support import folders
 from unetlib.support.files import whole_file
 
-Data = Annotated[Path | None, arg(help="Data set in Carvana's layout; default: UNETLIB_DATA.")]
+Data = Annotated[Path | None, arg(help="A folder as Carvana's, or images/, masks/.")]
 # For the help alone: __main__ looks for it.
 Json = Annotated[bool, arg(help="Print one JSON object as the last line of stdout.")]
 Network = Annotated[str | None, arg(help="Own network, MODULE:NAME of its class or function.")]

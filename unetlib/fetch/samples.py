@@ -36,15 +36,15 @@ def find_samples(
 ) -> pd.DataFrame:
     """List a data set's images with their masks, one row each.
 
-    Every mask must be two-valued and of its image's size. A file that cannot be used is left out
-    and named in a warning, a doubtful one is kept and named; ``check`` looks more closely. Usable
-    pairs are remembered in the cache folder: the next call opens only what has changed.
+    Every mask must be two-valued, unless ``mask_value`` is given, and of its image's size. A file
+    that cannot be used is left out and named in a warning, a doubtful one is kept and named;
+    ``check`` looks more closely. Usable pairs are remembered: the next call opens what has changed.
 
     Args:
-        root: a folder in a layout that ``carvana`` names; None: ``config.data_dir()``.
-        images, masks: instead of root, a folder or a pattern (``"scans/**/*.png"``) of each; a
-            mask's name is its image's, perhaps with an ending (``leaf1_mask``) that all share.
-            Without masks, the pictures are for predictions only.
+        root: a folder with images/ and masks/, or as Carvana's; None: ``config.data_dir()``.
+        images, masks: instead of root, a folder or a pattern (``"scans/**/*.png"``) of each, no two
+            of one name; a mask's name is its image's, perhaps with an ending (``leaf1_mask``) that
+            all share. Without masks, the pictures are for predictions only.
         group: makes of an image's path what a split keeps together, such as its patient.
         mask_value: which value of a mask is the object, see ``load_mask``.
 

@@ -23,15 +23,18 @@ def compare_runs(runs: Mapping[str, Run] | Iterable[Run] | None = None) -> pd.Da
         runs: by name, or a list; None: all in the runs folder.
 
     Returns:
-        Index: the given name, or the run's. Columns: differing settings (also data and profile; own
-        code by its name, with its hash where that differs), best_dice, best_iou, further metrics of
-        the kept model, best_epoch, epochs (finished ones, as ``3/10`` if stopped), seconds,
-        images_per_second.
+        Index: the given name, or the run's. Columns: differing settings (also data, profile and
+        best_by; own code by its name, with its hash where that differs), best_dice, best_iou,
+        further metrics of the kept model, best_epoch, epochs (finished ones, as ``3/10`` if
+        stopped), seconds, images_per_second.
     """
     if not isinstance(runs, Mapping):
         runs = {run.folder.name: run for run in (find_runs() if runs is None else runs)}
     facts = ("data", "profile")
-    rows = [vars(run.recipe) | {name: run.details[name] for name in facts} for run in runs.values()]
+    rows = [
+        vars(run.recipe) | {name: run.details[name] for name in facts} | dict(best_by=run.best_by)
+        for run in runs.values()
+    ]
     settings = pd.DataFrame(rows, index=list(runs))
     codes = [run.details.get("question", {}).get("code", {}) for run in runs.values()]
     for setting in BUILT_IN if len(settings) else ():

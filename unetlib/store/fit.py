@@ -62,7 +62,8 @@ def fit(
         retrain: train again even if the run is finished.
         metrics: further columns of the history by name, see ``evaluate``. They only watch; of a
             finished run that lacks one, the kept model is scored.
-        best_by: the epoch to keep: ``dice``, ``iou``, ``loss`` or a metric, and ``max`` or ``min``.
+        best_by: the epoch to keep: ``dice``, ``iou``, ``loss`` or a metric (nan is never better),
+            and ``max`` or ``min``.
 
     Raises:
         ValueError: an impossible ``best_by``; or own code that gives what it must not.
@@ -200,7 +201,7 @@ def _train(recipe, train_rows, val_rows, question, state, on_epoch, metrics, acc
                 if on_epoch is not None and main:
                     run.preview = _preview(learner, val_set)
                     answer = on_epoch(run)
-                    stop = isinstance(answer, (bool, np.bool_)) and bool(answer)
+                    stop = isinstance(answer, (bool, np.bool_, torch.Tensor)) and bool(answer)
                 (stop,) = broadcast_object_list([stop])
         accelerator.wait_for_everyone()
     except KeyboardInterrupt:

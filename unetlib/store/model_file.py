@@ -105,8 +105,8 @@ def weights_named(path: str | None) -> Iterator[None]:
     except (RuntimeError, KeyError) as error:
         if path is None:
             raise
-        problem = "its weights do not fit the recipe's network; choose another file"
-        raise ModelFileError(f"{path}: {problem}.") from error
+        problem = "not a file of save_model, or of another network than the recipe's"
+        raise ModelFileError(f"{path}: {problem}; choose another.") from error
 
 
 def load_model(path: str | Path, network: Callable | None = None) -> tuple[nn.Module, dict]:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from unetlib.recipe import BUILT_IN, Recipe, resolve
 from unetlib.support.code import code_hash, label
-from unetlib.support.errors import RunError
+from unetlib.support.errors import ModelFileError, RunError
 from unetlib.support.profile import profile
 
 FORMAT = 3  # of a run's folder and of what training means; runs of another are never resumed
@@ -57,7 +57,7 @@ def question_of(recipe: Recipe, data: str, best_by: tuple[str, str], metrics: Ma
     alone; own code by its hash alone, so that it may be registered or passed, and renamed.
 
     Raises:
-        RunError: code that cannot be hashed. OSError: no such file to start from.
+        RunError: code that cannot be hashed. ModelFileError: no such file to start from.
     """
     from unetlib.dataset import CarvanaDataset  # here: whoever lists runs needs no PyTorch
     from unetlib.support.processes import SharedLearner
@@ -65,8 +65,9 @@ def question_of(recipe: Recipe, data: str, best_by: tuple[str, str], metrics: Ma
 
     settings = {name: value for name, value in recipe.changes.items() if name not in BUILT_IN}
     if recipe.start_from is not None:
-        content = Path(recipe.start_from).read_bytes()
-        settings["start_from"] = hashlib.sha256(content).hexdigest()[:16]
+        if not (path := Path(recipe.start_from)).is_file():
+            raise ModelFileError(f"start_from={path}: no such file; give a run, or its best.pth.")
+        settings["start_from"] = hashlib.sha256(path.read_bytes()).hexdigest()[:16]
     code = {"training": code_hash((train, Learner, SharedLearner, CarvanaDataset))}
     for setting in BUILT_IN:
         value = getattr(recipe, setting)
