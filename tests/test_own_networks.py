@@ -2,6 +2,7 @@
 
 import sys
 from functools import partial
+from pkgutil import resolve_name
 
 import numpy as np
 import pytest
@@ -65,7 +66,13 @@ NETWORKS = {
 
 
 @pytest.mark.filterwarnings("ignore:.*loses .* Dice")
-@pytest.mark.parametrize("case", NETWORKS.values(), ids=NETWORKS)
+@pytest.mark.parametrize(
+    "case",
+    [
+        pytest.param(case, id=name, marks=[pytest.mark.slow] * (name == "a class, grey"))
+        for name, case in NETWORKS.items()
+    ],
+)
 def test_every_format_is_written_agrees_and_predicts(tables, data_set, tmp_path, case):
     network, size, colour = case
     checkpoint = made(tmp_path / "own.pth", network, size, colour=colour)
@@ -100,6 +107,7 @@ def test_every_format_is_written_agrees_and_predicts(tables, data_set, tmp_path,
         assert load_predictor(folder / FILES["pytorch"], "cpu").network is None
 
 
+@pytest.mark.slow
 def test_comparisons_take_an_own_network_with_its_class_and_leave_it_out_without(
     tables, tmp_path, capsys
 ):
@@ -171,11 +179,9 @@ def own_module(tmp_path, monkeypatch):
 
 
 @pytest.mark.filterwarnings("ignore:.*loses .* Dice")
-def test_export_compare_and_predict_take_the_network_by_name(
+def test_export_and_predict_take_the_network_by_name(
     own_module, data_set, tmp_path, monkeypatch, capsys
 ):
-    from pkgutil import resolve_name
-
     monkeypatch.syspath_prepend(tmp_path)
     made(tmp_path / "own.pth", resolve_name(own_module), 32)
     output, photos = str(tmp_path / "models"), str(data_set / "test")
@@ -186,8 +192,16 @@ def test_export_compare_and_predict_take_the_network_by_name(
     for model, given in ((FILES["pytorch"], ["--network", own_module]), (FILES["onnx"], [])):
         typed = ["predict", photos, "--model", f"{output}/{model}", "--output", model + ".csv"]
         assert main([*typed, *given]) == 0
-    typed = ["compare", "--models", output, "--runtimes", "--json", "--network", own_module]
-    assert main(typed) == 0
+
+
+@pytest.mark.slow
+def test_the_comparison_takes_the_network_by_name(own_module, tmp_path, monkeypatch, capsys):
+    monkeypatch.syspath_prepend(tmp_path)
+    made(tmp_path / "own.pth", resolve_name(own_module), 32)
+    typed = ["--network", own_module]
+    output = str(tmp_path / "models")
+    assert main(["export", "--checkpoint", "own.pth", "--output-dir", output, *typed]) == 0
+    assert main(["compare", "--models", output, "--runtimes", "--json", *typed]) == 0
     assert '"first_s": null' in capsys.readouterr().out
 
 
