@@ -100,13 +100,14 @@ class Learner:
         return make_loader(dataset, batch_size, True, self.recipe.seed, epoch)
 
     def step(self, images: torch.Tensor, masks: torch.Tensor, weight: float = 1.0) -> float:
-        """Learn from one batch, float32 ``(B, 1, H, W)`` each; returns the sum of its losses.
+        """Learn from a batch, float32 ``(B, C, H, W)`` and ``(B, 1, H, W)``; the sum of its losses.
 
         Args:
             weight: multiplies the gradient; 1 unless processes share the batch.
 
         Raises:
             TrainingError: the loss is not a number, or far too large.
+            ValueError: the loss function does not give one number with a gradient.
         """
         lr = self.optimizer.param_groups[0]["lr"]
         images, masks = (part.to(self.device, non_blocking=True) for part in (images, masks))
@@ -144,7 +145,7 @@ class Learner:
 
 def train(
     learner: Learner,
-    train_sets: Mapping[int, CarvanaDataset],
+    train_sets: Mapping[int | tuple[int, int], CarvanaDataset],
     val_set: CarvanaDataset,
     batch_size: int,
     first_epoch: int = 1,
@@ -153,13 +154,13 @@ def train(
 
     Args:
         train_sets: by image size; the recipe says which size an epoch sees.
-        val_set: cars that are not in them.
+        val_set: pictures of groups that are not in them.
         batch_size: images per step.
         first_epoch: counted from 1; above 1 for a learner that goes on after a stop.
 
     Yields:
-        epoch, lr (at its start), train_loss (mean over images), val_loss, val_dice, val_iou (see
-        ``Learner.validate``), seconds (validation included).
+        epoch, lr (at its start), train_loss (mean over images), val_loss, val_dice, val_iou and
+        val_ further metrics (see ``Learner.validate``), seconds (validation included).
 
     Raises:
         TrainingError: a loss is not a number, or far too large.

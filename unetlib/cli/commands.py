@@ -24,7 +24,8 @@ from unetlib.recipe import BUILT_IN, Recipe
 from unetlib.support import folders
 from unetlib.support.files import whole_file
 
-Data = Annotated[Path | None, arg(help="A folder as Carvana's, or images/, masks/.")]
+DATA_HELP = "A folder as Carvana's, or with images/ and masks/; default: UNETLIB_DATA."
+Data = Annotated[Path | None, arg(help=DATA_HELP)]
 # For the help alone: __main__ looks for it.
 Json = Annotated[bool, arg(help="Print one JSON object as the last line of stdout.")]
 Network = Annotated[str | None, arg(help="Own network, MODULE:NAME of its class or function.")]
@@ -218,10 +219,12 @@ def check(data: Positional[Data] = None, json: Json = False):
 
 def _imported(network: str | None):
     """What ``--network`` names, if anything; modules of the current folder are found."""
+    if network is None:
+        return None
     sys.path.append(os.getcwd())
     try:
-        if network is None or callable(found := resolve_name(network)):
-            return network and found
+        if callable(found := resolve_name(network)):
+            return found
         raise ValueError("it is no class or function")
     except (ImportError, AttributeError, ValueError) as why:
         remedy = "give MODULE:NAME, for example my_networks:MyUNet"

@@ -56,7 +56,7 @@ def find_samples(
         DataError: there is no usable image.
         ValueError: root and images at once, masks alone, or a mask value that is no number.
     """
-    if root is not None if images is not None else masks is not None:
+    if (masks if images is None else root) is not None:
         raise ValueError("Give either root, or images= and perhaps masks=.")
     if not isinstance(mask_value, Real | None):
         raise ValueError(f"mask_value={mask_value!r} is no number: give a value that masks have.")

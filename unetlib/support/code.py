@@ -30,7 +30,7 @@ _NO_BEHAVIOUR += ("__dict__", "__weakref__", "__slotn", "__dataclass_", "_abc_im
 def code_hash(thing) -> str:
     """16 hexadecimal digits that change when the code or the state behind ``thing`` does.
 
-    They cover what functions and classes do (not their names, comments, docstrings, annotations)
+    They cover what functions and classes do (not their own names, nor comments and docstrings)
     with all they use, the state of instances, and installed packages by name and version; but by
     name alone in functions of this package. The text ``unetlib_name`` of an object stands for it.
 
