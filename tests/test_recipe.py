@@ -64,6 +64,7 @@ def test_an_impossible_setting_is_refused_by_name(name, value):
     [
         (dict(widths=(4, 8, 16, 32), size=20), 8),
         (dict(half_size_epochs=1, size=124), 4),
+        (dict(half_size_epochs=1, size=129), 4),
         (dict(widths=(4,) * 6, size=32), 64),
         (dict(widths=(4,) * 6, size=64, half_size_epochs=1), 64),
     ],

@@ -102,7 +102,7 @@ class Recipe:
             object.__setattr__(self, name, value)
         half, least, stride = self.half_size_epochs, 2 ** len(self.widths), self.stride
         shown = f"half of size={self.size}" if half else f"size={self.size}"
-        ours, seen = self.network == "unet", sides(self.size_in(1))
+        ours, seen, whole = self.network == "unet", sides(self.size_in(1)), sides(self.size)
         of_the_unet = [name for name in OF_THE_UNET if name in self.changes]
         for sound, sentence in (
             (ours or not of_the_unet, f"{of_the_unet}: pass network=partial(UNet, ...) instead"),
@@ -113,7 +113,10 @@ class Recipe:
             (min(self.widths, default=0) > 0, f"widths={self.widths} must name channel counts"),
             (0 <= self.seed <= LARGEST_SEED, f"seed must be between 0 and {LARGEST_SEED}"),
             (0 <= half <= self.epochs, f"half_size_epochs={half} must be between 0 and epochs"),
-            (not any(side % stride for side in seen), f"{shown} must be a multiple of {stride}"),
+            (
+                not any(one % stride for one in seen + whole),
+                f"{shown} must be a multiple of {stride}",
+            ),
             # Batch normalisation of one image needs more than one pixel, and so does the export.
             (not ours or min(seen) >= least, f"{shown} must be at least {least}, or fewer widths"),
         ):
