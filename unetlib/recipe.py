@@ -113,10 +113,7 @@ class Recipe:
             (min(self.widths, default=0) > 0, f"widths={self.widths} must name channel counts"),
             (0 <= self.seed <= LARGEST_SEED, f"seed must be between 0 and {LARGEST_SEED}"),
             (0 <= half <= self.epochs, f"half_size_epochs={half} must be between 0 and epochs"),
-            (
-                not any(one % stride for one in seen + whole),
-                f"{shown} must be a multiple of {stride}",
-            ),
+            (not any(n % stride for n in seen + whole), f"{shown} must be a multiple of {stride}"),
             # Batch normalisation of one image needs more than one pixel, and so does the export.
             (not ours or min(seen) >= least, f"{shown} must be at least {least}, or fewer widths"),
         ):
