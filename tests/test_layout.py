@@ -129,3 +129,27 @@ def test_the_wheel_holds_every_file_of_the_package(tmp_path):
     assert held == {path.relative_to(PACKAGE.parent).as_posix() for path in FILES}
     project = tomllib.loads((source / "pyproject.toml").read_text())["project"]
     assert "version" in project["dynamic"] and f"-{unetlib.__version__}-" in wheel.name
+    return wheel
+
+
+@pytest.mark.fault("installed as a wheel, no repository around", "results in the current folder")
+def test_a_wheel_writes_into_the_current_folder_and_asks_for_data(tmp_path):
+    wheel = test_the_wheel_holds_every_file_of_the_package(tmp_path)
+    (here := tmp_path / "here").mkdir()
+    environment = dict(PYTHONPATH=str(wheel), PYTHONSAFEPATH="1", UNETLIB_DATA="", UNETLIB_HOME="")
+    code = f"""
+import os
+os.chdir({str(here)!r})
+import unetlib
+print(unetlib.__file__, unetlib.runs_dir(), unetlib.models_dir(), unetlib.cache_dir())
+try:
+    unetlib.data_dir()
+except FileNotFoundError as error:
+    print(error)
+"""
+    places, sentence = run(code, **environment).splitlines()
+    assert places.split() == [
+        f"{wheel}/unetlib/__init__.py",
+        *(str(here / name) for name in ("runs", "models", ".cache/unetlib")),
+    ]
+    assert str(here) in sentence and "UNETLIB_DATA" in sentence

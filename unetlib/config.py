@@ -8,7 +8,8 @@ import os
 from contextlib import suppress
 from pathlib import Path
 
-REPOSITORY = Path(__file__).resolve().parent.parent
+AROUND = Path(__file__).resolve().parent.parent  # site-packages, installed as a wheel
+REPOSITORY = AROUND if (AROUND / "pyproject.toml").is_file() else Path.cwd()
 
 
 def folder_from(variable: str, default: Path) -> Path:
@@ -37,7 +38,8 @@ def data_dir() -> Path:
     """
     folder = folder_from("UNETLIB_DATA", REPOSITORY / "data" / "sample")
     if not folder.is_dir():
-        raise FileNotFoundError(f"{folder}: no such folder; correct UNETLIB_DATA, or unset it.")
+        remedy = "let UNETLIB_DATA name your pictures' folder, or unset it in a clone of unetlib"
+        raise FileNotFoundError(f"{folder}: no such folder; {remedy}.")
     return folder
 
 

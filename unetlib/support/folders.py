@@ -1,4 +1,4 @@
-"""Where results go: the folders under ``UNETLIB_HOME``; unset: the repository."""
+"""Where results go: under ``UNETLIB_HOME``; unset: the repository, else the current folder."""
 
 from pathlib import Path
 
