@@ -115,29 +115,27 @@ print(*{"torch", "pandas", "numpy", "PIL"} & set(sys.modules))
 
 
 @pytest.mark.slow
-@pytest.fixture(scope="module")
-def wheel(tmp_path_factory):
+def test_the_wheel_holds_every_file_of_the_package(tmp_path):
     command = [sys.executable, "-m", "pip", "wheel", "--quiet", "--no-deps", "--wheel-dir"]
-    source = tmp_path_factory.mktemp("source")  # building leaves files beside the sources
+    source = tmp_path / "source"  # building leaves files beside the sources
+    source.mkdir()
     for name in ("pyproject.toml", "README.md", "LICENSE"):
         shutil.copy(PACKAGE.parent / name, source)
     shutil.copytree(PACKAGE, source / "unetlib")
-    built = tmp_path_factory.mktemp("wheel")
-    subprocess.run([*command, built, source], check=True)
-    return next(built.glob("*.whl"))
-
-
-def test_the_wheel_holds_every_file_of_the_package(wheel):
+    subprocess.run([*command, tmp_path, source], check=True)
+    (wheel,) = tmp_path.glob("*.whl")
     with zipfile.ZipFile(wheel) as opened:
         held = {name for name in opened.namelist() if name.endswith(".py")}
     assert held == {path.relative_to(PACKAGE.parent).as_posix() for path in FILES}
-    project = tomllib.loads((PACKAGE.parent / "pyproject.toml").read_text())["project"]
+    project = tomllib.loads((source / "pyproject.toml").read_text())["project"]
     assert "version" in project["dynamic"] and f"-{unetlib.__version__}-" in wheel.name
 
 
-@pytest.mark.fault("installed as a wheel, no repository around", "results in the current folder")
-def test_a_wheel_writes_into_the_current_folder_and_asks_for_data(wheel, tmp_path):
-    environment = dict(PYTHONPATH=str(wheel), PYTHONSAFEPATH="1", UNETLIB_DATA="", UNETLIB_HOME="")
+@pytest.mark.fault("installed without a repository around", "results in the current folder")
+def test_an_installed_package_writes_into_the_current_folder_and_asks_for_data(tmp_path):
+    shutil.copytree(PACKAGE, tmp_path / "site-packages" / "unetlib")
+    path = str(tmp_path / "site-packages")
+    environment = dict(PYTHONPATH=path, PYTHONSAFEPATH="1", UNETLIB_DATA="", UNETLIB_HOME="")
     code = f"""
 import os
 os.chdir({str(tmp_path)!r})
@@ -150,7 +148,7 @@ except FileNotFoundError as error:
 """
     places, sentence = run(code, **environment).splitlines()
     assert places.split() == [
-        f"{wheel}/unetlib/__init__.py",
+        f"{path}/unetlib/__init__.py",
         *(str(tmp_path / name) for name in ("runs", "models", ".cache/unetlib")),
     ]
     assert str(tmp_path) in sentence and "UNETLIB_DATA" in sentence
