@@ -100,6 +100,14 @@ def test_greys_of_fewer_bits_than_their_file_are_doubtful(tmp_path, bits):
         assert len(shown) == len(expected) and grey.max() == round((2**bits - 1) / 257)
 
 
+@pytest.mark.fault("greys beyond 16 bits", "left out, and named")
+def test_a_picture_whose_white_cannot_be_told_is_left_out(tmp_path):
+    write(tmp_path, ["a", "b"], suffix=".tif")
+    Image.fromarray(np.full((12, 16), 70_000, np.int32)).save(tmp_path / "images" / "a.tif")
+    with pytest.warns(UserWarning, match=r"a\.tif.*70"):
+        assert list(find_samples(tmp_path)["id"]) == ["b"]
+
+
 @pytest.mark.fault("a cut-out with hidden pixels", "read on white, as it is shown")
 @pytest.mark.parametrize("mode", ["RGBA", "LA", "P"])
 def test_what_is_transparent_is_white(tmp_path, mode):

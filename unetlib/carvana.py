@@ -15,7 +15,6 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from unetlib import config
 from unetlib.pictures import SUFFIXES, DataError, Problem, image_size
 
 FOLDERS = ("train", "train_masks"), ("train_hq", "train_masks")
@@ -25,18 +24,18 @@ Pair = tuple[Path, Path | None]  # a picture and its mask, if it has one
 Row = tuple[str, str, str, int, int]  # id, image, mask, width, height
 
 
-def find_samples(root: str | Path | None = None) -> pd.DataFrame:
+def find_samples(root: str | Path) -> pd.DataFrame:
     """List a data set's images with their masks, one row each.
 
     Trusts the files: ``unetlib.find_samples`` leaves out what is broken, and takes other folders.
 
     Args:
-        root: a folder in one of the layouts above; None: ``config.data_dir()``.
+        root: a folder in one of the layouts above.
 
     Returns:
         A table, see ``sample_table``, sorted by id, images with masks before those without.
     """
-    pairs, _, cars = list_pairs(Path(root) if root is not None else config.data_dir())
+    pairs, _, cars = list_pairs(Path(root))
     return sample_table(map(row_of, pairs), cars)
 
 

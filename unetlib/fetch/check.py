@@ -5,12 +5,12 @@ from pathlib import Path
 
 import pandas as pd
 
-from unetlib import config
 from unetlib.carvana import Pair, files_in, folders_in
 from unetlib.fetch.samples import Finding, collect, inspect, list_folder
 from unetlib.fetch.tables import RECREATE, read_table, summarize
 from unetlib.masks import load_mask, rle_decode
 from unetlib.pictures import SUFFIXES, DataError, Problem
+from unetlib.support import folders
 
 
 def check(root: str | Path | None = None) -> pd.DataFrame:
@@ -19,13 +19,13 @@ def check(root: str | Path | None = None) -> pd.DataFrame:
     ``find_samples`` is faster: it trusts the inside of photos and reads no csv file.
 
     Args:
-        root: a folder in a layout that ``carvana`` names; None: ``config.data_dir()``.
+        root: a folder in a layout that ``carvana`` names; None: ``unetlib.data_dir()``.
 
     Returns:
         A table of text with a row for each problem and the columns ``file`` (as seen from root),
         ``problem`` and ``remedy``; no rows if all is well.
     """
-    root = Path(root if root is not None else config.data_dir())
+    root = Path(root if root is not None else folders.data_dir())
     rles_csv, cars_csv = root / "train_masks.csv", root / "metadata.csv"
     rles, problems = read_table(rles_csv, "img", "rle_mask")
     cars, found = read_table(cars_csv, "id")

@@ -15,7 +15,7 @@ import pandas as pd
 from PIL import Image
 from tqdm.auto import tqdm
 
-from unetlib import carvana, config
+from unetlib import carvana
 from unetlib.carvana import Pair, files_in, folders_in
 from unetlib.masks import read_mask
 from unetlib.pictures import (
@@ -28,6 +28,7 @@ from unetlib.pictures import (
     scale,
     unreadable,
 )
+from unetlib.support import folders
 from unetlib.support.memory import recall, remembered
 
 # A row of the table, or None if the pair cannot be used; what is to be said of it; the grey of the
@@ -52,7 +53,7 @@ def find_samples(
     ``check`` looks more closely. Usable pairs are remembered: the next call opens what has changed.
 
     Args:
-        root: a folder with images/ and masks/, or as Carvana's; None: ``config.data_dir()``.
+        root: a folder with images/ and masks/, or as Carvana's; None: ``unetlib.data_dir()``.
         images, masks: instead of root, a folder or a pattern (``"scans/**/*.png"``) of each, no two
             of one name; a mask's name is its image's, perhaps with an ending (``leaf1_mask``) that
             all share. Without masks, the pictures are for predictions only.
@@ -72,7 +73,7 @@ def find_samples(
     if not isinstance(mask_value, Real | None):
         raise ValueError(f"mask_value={mask_value!r} is no number: give a value that masks have.")
     if images is None:
-        root = Path(root if root is not None else config.data_dir())
+        root = Path(root if root is not None else folders.data_dir())
         listed = list_folder(root)
     else:
         labels = {} if masks is None else dict.fromkeys(_files_of(masks))
