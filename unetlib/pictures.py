@@ -139,7 +139,7 @@ def scale(greys: np.ndarray) -> tuple[int, bool]:
     whites = [1] if greys.dtype.kind in "bf" else [255, 65_535] if greys.itemsize > 2 else [65_535]
     white = next((white for white in whites if least >= 0 and most <= white), None)
     if white is None:
-        problem = f"greys from {least:.3g} to {most:.3g}: which one is white cannot be told"
+        problem = f"greys from {least:g} to {most:g}: which one is white cannot be told"
         raise DataError(Problem("picture", problem, "save it with 8 bits a channel"))
     return white, bool(0 < most < white / 4)
 
