@@ -241,6 +241,20 @@ def test_train_ends_in_one_json_object_and_answers_at_once_when_typed_again(
     assert read_manifest(tmp_path / "own").keys() == {FILES["pytorch"]}
 
 
+def test_train_also_shows_the_dice_of_the_images_with_an_object_where_some_masks_are_empty(
+    own_data_set, monkeypatch, capsys
+):
+    monkeypatch.setenv("UNETLIB_PROFILE", "ci")
+    Image.new("L", (60, 40)).save(own_data_set / "train_masks" / "000000000000_01_mask.gif")
+    Image.new("L", (60, 40)).save(own_data_set / "train_masks" / "000000000001_01_mask.gif")
+    typed = ["train", "--json", "--size", 32, "--epochs", 1, "--lr", 3e-4, "--data", own_data_set]
+    assert run(*typed) == 0
+    result = last_line(capsys.readouterr().out)
+    assert set(result) == TRAINED | {"best_dice_objects"}
+    assert result["best_dice_objects"] == load_run(result["run"]).best_dice_objects
+    assert result["best_dice_objects"] != result["best_dice"]
+
+
 def test_the_fast_recipe_can_be_named_and_changed(data_set, monkeypatch, capsys):
     monkeypatch.setenv("UNETLIB_PROFILE", "ci")
     settings = ["--size", 32, "--widths", 2, 4, "--loss", "bce"]

@@ -17,6 +17,9 @@ from unetlib import (
     ModelFileError,
     UNet,
     export_all,
+    export_onnx,
+    export_program,
+    export_torchscript,
     load_predictor,
     parity,
     quantize_int8,
@@ -240,3 +243,18 @@ def test_an_untrained_network_is_exported_in_every_format_twice(tables, tmp_path
         assert (table["max_abs_diff"][:4] <= 1e-4).all()
         assert {path.name for path in (tmp_path / "m").iterdir()} == {*FILES.values(), MANIFEST}
         check_notes(tmp_path / "m", table, caught)
+
+
+@pytest.mark.parametrize("name", ["pytorch", "torchscript", "exported", "onnx"])
+def test_pytorchs_default_type_changes_no_file(trained, exported, images, tmp_path, name):
+    steps = dict(pytorch=save_model, torchscript=export_torchscript)
+    steps |= dict(exported=export_program, onnx=export_onnx)
+    expected = load_predictor(exported[0] / FILES[name], "cpu").logits(images)
+    torch.set_default_dtype(torch.float64)
+    try:
+        steps[name](model=trained.model(), path=tmp_path / FILES[name], size=32)
+        found = load_predictor(tmp_path / FILES[name], "cpu", trust=True).logits(images)
+    finally:
+        torch.set_default_dtype(torch.float32)
+    assert found.dtype == np.float32
+    np.testing.assert_allclose(found, expected, atol=1e-5)

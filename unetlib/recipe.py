@@ -42,7 +42,7 @@ class Recipe:
         up_kernel: kernel of the transposed convolutions, 3 or 2.
         size: image side, or (height, width), in pixels; the U-Net's lowest level needs 2x2 or more.
         colour: three channels, red, green and blue, instead of grey.
-        mask: train against ``hard`` (0/1) or ``soft`` (area coverage) masks.
+        mask: of both losses, ``hard`` (0/1) or ``soft`` (area coverage); Dice is of hard masks.
         augment: ``none``, ``flip``, ``mild``, f(images, masks) -> (images, masks) on a batch, or a
             torchvision v2 transform, image by image (see ``dataset.CarvanaDataset``).
         loss: ``bce``, ``dice``, ``bce_dice`` or f(logits, masks) -> scalar, also of a single image.

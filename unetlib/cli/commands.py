@@ -73,7 +73,8 @@ def train(
     with whole_file(checkpoint) as part:
         shutil.copyfile(run.checkpoint, part)
     manifest.write_manifest(checkpoint.parent, [checkpoint])
-    names = ("best_dice", "best_epoch", "finished", "seconds", "images_per_second")
+    second = ["best_dice_objects"] if "val_dice_objects" in run.history.dropna(axis=1) else []
+    names = ("best_dice", *second, "best_epoch", "finished", "seconds", "images_per_second")
     facts = ("device", "processes", "precision", "batch_size", "lr")
     result = {name: getattr(run, name) for name in names}
     result |= {name: run.details[name] for name in facts}

@@ -155,7 +155,7 @@ parity(folder, pandas.read_pickle(table), None, *kept).to_pickle(table)
 
 
 def _example(size: int | tuple[int, int], colour: bool) -> torch.Tensor:
-    return torch.zeros(2, 3 if colour else 1, *sides(size))
+    return torch.zeros(2, 3 if colour else 1, *sides(size), dtype=torch.float32, device="cpu")
 
 
 def export_torchscript(model: nn.Module, path, size, threshold=0.5, colour=False) -> None:

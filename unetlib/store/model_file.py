@@ -12,6 +12,7 @@ import torch
 from torch import nn
 
 from unetlib.model import UNet
+from unetlib.seeds import seeded
 from unetlib.support.errors import ModelFileError
 from unetlib.support.files import whole_file
 
@@ -132,7 +133,8 @@ def load_model(path: str | Path, network: Callable | None = None) -> tuple[nn.Mo
         remedy = f"pass network={own}, or on the command line --network module:{own}"
         raise ModelFileError(f"{path}: weights of {own}, a network of your own; {remedy}.")
     try:
-        model = UNet(**content["architecture"]) if network is None else network()
+        with torch.device("cpu"), seeded(0):  # whatever PyTorch's default device and type
+            model = UNet(**content["architecture"]) if network is None else network()
         model.load_state_dict(content.pop("state_dict"))
         content["size"] = tuple(content["size"]) if np.ndim(content["size"]) else content["size"]
     except (AttributeError, RuntimeError, TypeError, ValueError, KeyError) as error:

@@ -56,7 +56,7 @@ class Run:
         folder: its home ``runs/<hash>/``.
         recipe: its settings.
         history: a row per finished epoch: epoch, lr (at its start), train_loss, val_loss, val_dice,
-            val_iou, further metrics (nan where they were not asked for), seconds.
+            val_iou, seconds, val_dice_objects (if masks are empty), metrics (nan: not asked for).
         details: device, precision, batch_size, lr, processes, train_ids, val_ids, train_images,
             profile, data, versions, question, metrics (hashes of their code).
         preview: while training, of four validation images after the latest epoch: images,
@@ -104,6 +104,8 @@ class Run:
     # Of the kept model: means over the validation images, hard masks, at the recipe's size.
     best_dice = property(lambda self: self.at_best("val_dice"))
     best_iou = property(lambda self: self.at_best("val_iou"))
+    # The same over the images with an object, some or all.
+    best_dice_objects = property(lambda self: self.at_best(_column("dice_objects", self.history)))
 
     seconds = property(lambda self: float(self.history["seconds"].sum()))
 
@@ -157,8 +159,14 @@ def best_epoch(history: pd.DataFrame, best_by: Sequence[str]) -> int:
     """The number of the first best epoch, 0 if there is none."""
     if history.empty:
         return 0
-    scores = history[f"val_{best_by[0]}"] * (1 if best_by[1] == "max" else -1)
+    scores = history[_column(best_by[0], history)] * (1 if best_by[1] == "max" else -1)
     return int(scores.fillna(-np.inf).argmax()) + 1
+
+
+def _column(score: str, history: pd.DataFrame) -> str:
+    """Where a score stands in the history; where no mask is empty, its Dice is of objects alone."""
+    name = f"val_{score}"
+    return "val_dice" if score == "dice_objects" and name not in history else name
 
 
 def load_run(folder: str | Path) -> Run:
