@@ -29,8 +29,6 @@ def load_state(folder: Path) -> dict:
     """
     try:
         state = load_plain(folder / "last.pth")
-        if lacking := {"model", "optimizer", "scheduler", "batch_size", "lr"} - set(state):
-            raise KeyError(lacking)
         epochs, best = len(state["history"]), None
         epoch = best_epoch(pd.DataFrame(state["history"]), state["best_by"])
         if epoch < epochs or (folder / "best.pth").exists():
