@@ -104,11 +104,7 @@ def _from_array(array: np.ndarray) -> Image.Image:
 
 
 def upright(image: Image.Image) -> Image.Image:
-    """The image as it is seen (EXIF rotation applied, on white), with at most 8 bits a channel.
-
-    Raises:
-        DataError: see ``scale``.
-    """
+    """The image as seen (turned by EXIF, on white), 8 bits a channel; raises as ``scale``."""
     place = os.path.dirname(getattr(image, "filename", "")) or "pictures"
     image = ImageOps.exif_transpose(image)
     if image.mode[0] in "IF":  # convert() would clip them

@@ -120,8 +120,7 @@ class Recipe:
 
     @classmethod
     def fast(cls, **changes) -> "Recipe":
-        """The course's fast recipe: half of the epochs, three of them at half of the size, but four
-        times the steps in an epoch.
+        """The course's fast recipe: half the epochs, three at half the size, but 4 times the steps.
 
         What each of its changes is worth: notebook 04. ``changes`` replace settings.
         """

@@ -63,25 +63,24 @@ def find_samples(
     if not isinstance(mask_value, Real | None):
         raise ValueError(f"mask_value={mask_value!r} is no number: give a value that masks have.")
     if images is None:
-        root = Path(root if root is not None else folders.data_dir())
-        listed = list_folder(root)
+        listed = list_folder(Path(root if root is not None else folders.data_dir()))
     else:
         labels = {} if masks is None else dict.fromkeys(_files_of(masks))
         photos = [path for path in _files_of(images) if path not in labels]
         pairs = [(path, None) for path in photos], []
         listed = *(pairs if masks is None else carvana.pair_up(photos, list(labels))), False
     with remembered(f"samples-{VERSION}") as known:
-        samples = collect(listed, partial(_inspect_once, known=known, mask_value=mask_value), group)
+        samples = collect(listed, partial(_inspect_once, known=known, mask_value=mask_value))
     if samples.empty:
         raise DataError(f"No usable image: {samples.attrs['problems'][0]}")
+    if group is not None:
+        samples["group"] = [str(group(Path(one))) for one in samples["image"]]
     warn_of("left out, unless marked as kept", samples.attrs["problems"])
     return samples if mask_value is None else samples.assign(mask_value=mask_value)
 
 
 def list_folder(root: Path) -> tuple[list[Pair], list[Problem], bool]:
-    """``carvana.list_pairs``, other files beside them, archives that were not unpacked, and a
-    folder without images.
-    """
+    """``carvana.list_pairs``, and what else is wrong: other files, packed archives, no images."""
     (pairs, problems, cars), here = carvana.list_pairs(root), files_in(root)
     for folder in (*folders_in(root), root / "test") if pairs else ():
         for path in sorted({*files_in(folder)} - {*files_in(folder, SUFFIXES)}):
@@ -111,7 +110,7 @@ def _files_of(place: str | Path) -> list[Path]:
     return files
 
 
-def collect(listed: tuple, look: Callable[[Pair], Finding], group=None) -> pd.DataFrame:
+def collect(listed: tuple, look: Callable[[Pair], Finding]) -> pd.DataFrame:
     """The table of ``find_samples``, perhaps empty; ``look`` is ``inspect`` or does more."""
     (pairs, problems, cars), rows, kinds = listed, {}, {}
     with ThreadPoolExecutor() as pool:  # Pillow decodes outside of the interpreter lock
@@ -127,7 +126,7 @@ def collect(listed: tuple, look: Callable[[Pair], Finding], group=None) -> pd.Da
         doubt = f"kept, but {less} masks have the object as {kind:g}, and {more} as {usual:g}"
         remedy = f"if these are two things, choose one: find_samples(..., mask_value={kind:g})"
         problems.append(Problem(kinds[kind][0], doubt, remedy))
-    samples = carvana.sample_table(list(rows.values()), cars, group)
+    samples = carvana.sample_table(list(rows.values()), cars)
     samples.attrs["problems"] = problems
     return samples
 
