@@ -109,11 +109,6 @@ class Run:
 
     seconds = property(lambda self: float(self.history["seconds"].sum()))
 
-    def seconds_to(self, dice: float) -> float:
-        """Seconds of training, validation included, until an epoch reached this Dice, or nan."""
-        reached = self.history["val_dice"] >= dice
-        return float(self.history["seconds"].cumsum()[reached].min())
-
     @property
     def images_per_second(self) -> float:
         """Training images per second, validation included."""
