@@ -3,6 +3,7 @@
 import io
 import json
 import os
+from operator import itemgetter
 from pathlib import Path
 
 import numpy as np
@@ -29,8 +30,9 @@ def load_state(folder: Path) -> dict:
     """
     try:
         state = load_plain(folder / "last.pth")
-        if lacking := {"model", "optimizer", "scheduler", "batch_size", "lr", "metrics"} - set(state):
-            raise KeyError(lacking)
+        itemgetter("model", "optimizer", "scheduler", "batch_size", "lr", "metrics")(
+            state
+        )  # KeyError
         epochs, best = len(state["history"]), None
         epoch = best_epoch(pd.DataFrame(state["history"]), state["best_by"])
         if epoch < epochs or (folder / "best.pth").exists():
