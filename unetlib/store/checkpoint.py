@@ -29,7 +29,8 @@ def load_state(folder: Path) -> dict:
     """
     try:
         state = load_plain(folder / "last.pth")
-        if lacking := {"model", "optimizer", "scheduler", "batch_size", "lr", "metrics"} - set(state):
+        lacking = {"model", "optimizer", "scheduler", "batch_size", "lr", "metrics"} - set(state)
+        if lacking:
             raise KeyError(lacking)
         epochs, best = len(state["history"]), None
         epoch = best_epoch(pd.DataFrame(state["history"]), state["best_by"])
