@@ -741,7 +741,8 @@ def two_epochs(tables, one_thread, tmp_path_factory):
     ("name", "damage"),
     [
         ("last.pth", "cut off"),
-        ("last.pth", "without an entry"),
+        ("last.pth", "without batch_size"),
+        ("last.pth", "without metrics"),
         ("best.pth", "cut off"),
         ("best.pth", "missing"),
         ("best.pth", "of another epoch"),
@@ -762,7 +763,7 @@ def test_a_damaged_checkpoint_is_named_and_training_anew_is_the_remedy(
         content["info"]["epoch"] = 7
         torch.save(content, path)
     else:
-        del content["batch_size"]
+        del content[damage.removeprefix("without ")]
         torch.save(content, path)
     with pytest.raises(RunError, match=rf"{run.folder.name}.*retrain=True"):
         fit(RECIPE, *tables)

@@ -30,9 +30,7 @@ def read_metadata(root: str | Path | None = None) -> pd.DataFrame | None:
 
 
 def read_rles(root: str | Path | None = None) -> pd.Series | None:
-    """Run-length codes (text) by sample id, from the columns ``img`` and ``rle_mask`` of
-    ``train_masks.csv``; otherwise as ``read_metadata``.
-    """
+    """Read ``train_masks.csv`` (img, rle_mask): codes (text) by id; else as ``read_metadata``."""
     table = _read(root, "train_masks.csv", "img", "rle_mask")
     return None if table is None else table.set_index("id")["rle_mask"]
 

@@ -3,7 +3,6 @@
 import io
 import json
 import os
-from operator import itemgetter
 from pathlib import Path
 
 import numpy as np
@@ -30,9 +29,9 @@ def load_state(folder: Path) -> dict:
     """
     try:
         state = load_plain(folder / "last.pth")
-        itemgetter("model", "optimizer", "scheduler", "batch_size", "lr", "metrics")(
-            state
-        )  # KeyError
+        lacking = {"model", "optimizer", "scheduler", "batch_size", "lr", "metrics"} - set(state)
+        if lacking:
+            raise KeyError(lacking)
         epochs, best = len(state["history"]), None
         epoch = best_epoch(pd.DataFrame(state["history"]), state["best_by"])
         if epoch < epochs or (folder / "best.pth").exists():
