@@ -9,6 +9,8 @@ from typing import NamedTuple
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 
+Image.init()
+SUFFIXES = tuple(sorted(end for end, kind in Image.EXTENSION.items() if kind in Image.OPEN))
 ORIENTATION = 0x0112  # the EXIF tag that says how the camera was held
 # All that Pillow was seen to raise while reading some 150,000 damaged pictures.
 UNREADABLE = (OSError, SyntaxError, ValueError, TypeError, LookupError, ArithmeticError, EOFError)
@@ -73,8 +75,8 @@ def unreadable(name: str | os.PathLike, error: Exception) -> Problem:
         return error.problem._replace(file=str(name))
     why = getattr(error, "strerror", None) or error
     if isinstance(error, UnidentifiedImageError):
-        why = "no picture inside"  # Pillow's own words name the file once more
-    remedy = "copy it again, or give another that you may read"
+        why = "no picture inside, or of an unknown kind"  # Pillow names the file once more
+    remedy = "copy it again, save it as PNG or JPEG, or give another that you may read"
     return Problem(str(name), f"cannot be read as a picture ({why})", remedy)
 
 

@@ -10,6 +10,7 @@ from PIL import Image
 from unetlib.dataset import to_tensor
 from unetlib.deploy.formats import Logits, missing_runtime, open_onnx, open_torch
 from unetlib.deploy.manifest import check_file
+from unetlib.device import pick_device
 from unetlib.pictures import image_size, load_image, sides
 from unetlib.support.errors import ModelFileError
 
@@ -71,9 +72,12 @@ class Predictor:
     ) -> np.ndarray | list[np.ndarray]:
         """Masks, boolean ``(H, W)``: the enlarged probability above the threshold.
 
-        Otherwise as ``predict_proba``; ``threshold`` None takes the file's own, usually 0.5.
+        Otherwise as ``predict_proba``; ``threshold``, from 0 to 1 (else a ValueError), None takes
+        the file's own, usually 0.5.
         """
         threshold = self.threshold if threshold is None else threshold
+        if not 0 <= threshold <= 1:
+            raise ValueError(f"threshold={threshold}: give a probability, from 0 to 1.")
         found = self.predict_proba(image_or_images, size, flip=flip)
         return [one > threshold for one in found] if isinstance(found, list) else found > threshold
 
@@ -88,10 +92,10 @@ class Predictor:
             float32 ``(N, H, W)``.
         """
         logits = torch.from_numpy(self.logits(to_tensor(images).numpy())[:, 0])
+        maps = torch.sigmoid(logits).numpy()
         if flip:
-            mirrored = self.predict_maps(images[:, :, ::-1].copy(), flip=False)
-            return (torch.sigmoid(logits).numpy() + mirrored[:, :, ::-1]) / 2
-        return torch.sigmoid(logits).numpy()
+            maps = (maps + self.predict_maps(images[:, :, ::-1].copy())[:, :, ::-1]) / 2
+        return maps
 
     def _predict(self, images: list, size, flip: bool) -> Iterator[np.ndarray]:
         for start in range(0, len(images), BATCH_SIZE):
@@ -133,7 +137,8 @@ def load_predictor(
         network: for ``.pth`` files of an own network, see ``load_model``.
 
     Raises:
-        ModelFileError: no such file, unreadable, not written by unetlib, or not to be trusted.
+        ModelFileError: no such file, unreadable, not written by unetlib, or not to be trusted; or,
+            tried on a black image, it does not give one logit per pixel.
         ValueError: ``threads`` is not an integer above 0.
         RuntimeError, AssertionError: PyTorch's own, where the device is not there.
     """
@@ -145,8 +150,21 @@ def load_predictor(
         raise ModelFileError(f"{path}: precision={precision!r} does not fit this file; {fit}.")
     if runtime is not None and (problem := missing_runtime(runtime)):
         raise ModelFileError(f"{path}: {runtime}: {problem}.")
-    if kind == "onnx":
-        logits, info = open_onnx(path, threads, precision, runtime)
-    else:
-        logits, info = open_torch(path, kind, device, threads, precision, runtime, network)
-    return Predictor(logits, info, path, precision, trust, runtime)
+    if kind != "onnx":
+        device = torch.zeros(0, device=pick_device() if device is None else device).device
+    try:
+        if kind == "onnx":
+            logits, info = open_onnx(path, threads, precision, runtime)
+        else:
+            logits, info = open_torch(path, kind, device, threads, precision, runtime, network)
+        predictor = Predictor(logits, info, path, precision, trust, runtime)
+        found = predictor.logits(np.zeros((1, *predictor.shape), np.float32)).shape
+        if found != (1, 1, *predictor.shape[1:]) or not 0 <= predictor.threshold <= 1:
+            raise ValueError(f"it gives {found}, to be cut at {predictor.threshold}")
+        return predictor
+    except ModelFileError:
+        raise
+    except Exception as error:  # damaged files and the runtimes raise errors of many kinds
+        why = str(error).strip().partition("\n")[0] or type(error).__name__
+        problem = f"damaged, or no model of unetlib ({why})"
+        raise ModelFileError(f"{path}: {problem}; export it again.") from None
