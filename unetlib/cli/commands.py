@@ -18,13 +18,16 @@ from tyro.conf import OmitArgPrefixes, Positional, arg
 
 import unetlib  # its names are imported when they are first used
 from unetlib import config
+from unetlib.carvana import files_in, folders_in
 from unetlib.deploy import manifest
 from unetlib.deploy.images import CSV, code_files, mask_files
 from unetlib.recipe import BUILT_IN, Recipe
 from unetlib.support import folders
 from unetlib.support.files import whole_file
 
-DATA_HELP = "A folder as Carvana's, or with images/ and masks/; default: UNETLIB_DATA."
+DATA_HELP = (
+    "A folder as Carvana's, or with images/ and masks/; default: the model's, or UNETLIB_DATA."
+)
 Data = Annotated[Path | None, arg(help=DATA_HELP)]
 # For the help alone: __main__ looks for it.
 Json = Annotated[bool, arg(help="Print one JSON object as the last line of stdout.")]
@@ -100,7 +103,7 @@ def export(
     checkpoint = checkpoint or runs[-1].checkpoint
     manifest.check_file(checkpoint, trust=True)
     manifest.check_manifest(output_dir := output_dir or folders.models_dir())
-    train_rows, val_rows = _rows_for(checkpoint, data)
+    train_rows, val_rows = rows_for(checkpoint, data)
     rows = dict(train=unetlib.profile().thin(train_rows), val=val_rows)
     table = unetlib.export_all(checkpoint, output_dir, **rows, network=_imported(network))
     return dict(checkpoint=str(checkpoint), formats=table.to_dict("records"))
@@ -128,7 +131,7 @@ def predict(
         runtime: Instead of the file's own: OpenVINO for ONNX files, torch.compile for .pth files.
         trust: Open a file that manifest.json beside it does not vouch for.
     """
-    manifest.check_file(model, trust, runtime)
+    manifest.check_file(model, trust=True, runtime=runtime)  # load_predictor asks once more
     images, to_csv = unetlib.image_files(images), output.name.lower().endswith(CSV)
     (code_files if to_csv else mask_files)(images, output)
     how = dict(trust=trust, runtime=runtime, network=_imported(network))
@@ -161,7 +164,7 @@ def compare(
         runtimes: Extra ones, where they are installed.
     """
     manifest.exported_files(models := models or folders.models_dir())
-    _, val_rows = _rows_for(models / manifest.FILES["pytorch"], data)
+    _, val_rows = rows_for(models / manifest.FILES["pytorch"], data)
     with redirect_stdout(sys.stderr):  # what is left out is no part of the table
         table = unetlib.compare(models, val_rows, runtimes=runtimes, network=_imported(network))
     return dict(formats=table.astype(object).where(table.notna(), None).to_dict("records"))
@@ -217,7 +220,7 @@ def check(data: Positional[Data] = None, json: Json = False):
     return dict(data=str(folder), problems=problems if json else len(problems))
 
 
-def _rows_for(checkpoint: Path, data: Path | None) -> tuple:
+def rows_for(checkpoint: Path, data: Path | None) -> tuple:
     """Training and validation rows, of the model's own data or of others, which is said."""
     from unetlib.store.model_file import load_plain
     from unetlib.support.memory import fingerprint
@@ -226,11 +229,14 @@ def _rows_for(checkpoint: Path, data: Path | None) -> tuple:
     known = content.get("info", {}).get("data", "")  # missing in older files
     runs = [run.details for run in unetlib.find_runs() if run.details["data"] == known]
     own = [Path(one["data_folder"]) for one in runs if "data_folder" in one]
-    data = data or next(filter(Path.is_dir, own), None)
+    there = (one for one in reversed(own) if files_in(folders_in(one)[0]))
+    if data is None and (data := next(there, None)):
+        print(f"data: {data}, which trained {checkpoint}", file=sys.stderr)
     rows = unetlib.split_by_group(unetlib.find_samples(data))
     if known and not known.endswith(fingerprint(rows[1])):
         if own and not data:
-            raise unetlib.DataError(f"{own[0]}: the model's data are gone; give others as --data.")
+            problem = "the model's data are not there any more; name them, or others, as --data"
+            raise unetlib.DataError(f"{own[-1]}: {problem}.")
         problem = "was validated on other pictures than these, or on some that have changed"
         warnings.warn(f"{checkpoint}: {problem}; give its own as --data.", stacklevel=2)
     return rows

@@ -55,8 +55,14 @@ def open_torch(
         A function from images to logits, float32 arrays ``(N, C, H, W)`` in and
         ``(N, 1, H, W)`` out, and what the file says of itself: ``format``, ``size``, ``threshold``.
     """
-    weights = kind == "pytorch"
-    model, info = load_model(path, network) if weights else _open_program(path, kind, device)
+    about = {METADATA_KEY: "{}"}
+    with warnings.catch_warnings(action="ignore", category=FutureWarning):  # TorchScript is old
+        if kind == "pytorch":
+            model, info = load_model(path, network)
+        elif kind == "exported":
+            model = torch.export.load(path, extra_files=about).module()
+        else:
+            model = torch.jit.load(path, map_location=device, _extra_files=about)
     memory_format = torch.channels_last if precision == "bf16" else torch.contiguous_format
     model = model.to(device, memory_format=memory_format)
     model = torch.compile(model) if runtime else model
@@ -72,17 +78,8 @@ def open_torch(
         finally:
             torch.set_num_threads(before)
 
+    info = info if kind == "pytorch" else json.loads(about[METADATA_KEY])
     return logits, info | dict(format=kind)
-
-
-def _open_program(path: Path, kind: str, device: torch.device):
-    description = {METADATA_KEY: ""}
-    if kind == "exported":
-        model = torch.export.load(path, extra_files=description).module()
-    else:
-        with warnings.catch_warnings(action="ignore", category=FutureWarning):  # deprecated
-            model = torch.jit.load(path, map_location=device, _extra_files=description)
-    return model, json.loads(description[METADATA_KEY])
 
 
 def open_onnx(path: Path, threads, precision, runtime) -> tuple[Logits, dict]:

@@ -28,9 +28,7 @@ def paths_of(paths: Paths) -> list[Path]:
 
 
 def image_files(paths: Paths) -> list[Path]:
-    """All images among paths and directly inside folders, sorted within each folder.
-
-    One warning names what else is in a folder.
+    """All images among paths and directly in folders, sorted; a warning names what else is there.
 
     Raises:
         DataError: a path does not exist, or there is no image at all.
@@ -43,8 +41,8 @@ def image_files(paths: Paths) -> list[Path]:
             found += pictures
             if rest := [one.name + "/" * one.is_dir() for one in sorted({*inside} - {*pictures})]:
                 what = ", ".join(rest[:5]) + f" and {len(rest) - 5} more" * (len(rest) > 5)
-                why = "no pictures, or folders, which are not entered: give them, too"
-                warnings.warn(f"{path}: left out: {what} ({why}).", stacklevel=2)
+                left_out = f"{path}: left out, no pictures or folders to be given, too: {what}"
+                warnings.warn(f"{left_out}.", stacklevel=2)
         elif path.is_file():
             found.append(path)
         else:

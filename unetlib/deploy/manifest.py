@@ -113,14 +113,13 @@ def exported_files(folder: Path) -> dict[str, Path]:
 def check_file(path: str | Path, trust: bool = False, runtime: Runtime | None = None) -> str:
     """What kind of model file this is, or why it must not be opened; nothing of it is executed.
 
-    A warning says if the ``unet_model.pth`` beside it is of another training.
-
     Args:
         trust: do not ask ``manifest.json`` beside it.
         runtime: in place of the file's own, see ``RUNTIMES``.
 
     Returns:
-        ``pytorch`` (weights), ``torchscript``, ``exported`` or ``onnx`` (int8 files included).
+        ``pytorch`` (weights), ``torchscript``, ``exported`` or ``onnx`` (int8 files included). A
+        warning says if the ``unet_model.pth`` beside it is of another training.
 
     Raises:
         ModelFileError: no such file, or no model; not for that runtime; a program that the
@@ -142,12 +141,8 @@ def check_file(path: str | Path, trust: bool = False, runtime: Runtime | None = 
         raise ModelFileError(f"{path}: runtime={runtime!r} does not run this file; {kinds}.")
     if trust:
         return kind
-    entry = read_manifest(path.parent).get(path.name, {})
-    known, weights, newest = (
-        entry.get("sha256"),
-        entry.get("weights"),
-        path.parent / FILES["pytorch"],
-    )
+    entry, newest = read_manifest(path.parent).get(path.name, {}), path.parent / FILES["pytorch"]
+    known, weights = entry.get("sha256"), entry.get("weights")
     if known != (file_hash(path) if known or kind in PROGRAMS else None):
         problem = "damaged, or not the file" if known else "a program, and not one"
         problem += f" that {MANIFEST} beside it vouches for"

@@ -72,8 +72,7 @@ class Predictor:
     ) -> np.ndarray | list[np.ndarray]:
         """Masks, boolean ``(H, W)``: the enlarged probability above the threshold.
 
-        Otherwise as ``predict_proba``; ``threshold``, from 0 to 1 (else a ValueError), None takes
-        the file's own, usually 0.5.
+        Otherwise as ``predict_proba``; ``threshold`` is in [0, 1], None takes the file's own.
         """
         threshold = self.threshold if threshold is None else threshold
         if not 0 <= threshold <= 1:
@@ -160,7 +159,7 @@ def load_predictor(
         predictor = Predictor(logits, info, path, precision, trust, runtime)
         found = predictor.logits(np.zeros((1, *predictor.shape), np.float32)).shape
         if found != (1, 1, *predictor.shape[1:]) or not 0 <= predictor.threshold <= 1:
-            raise ValueError(f"it gives {found}, to be cut at {predictor.threshold}")
+            raise ValueError(f"logits {found}, threshold {predictor.threshold}")
         return predictor
     except ModelFileError:
         raise

@@ -64,8 +64,7 @@ def write_masks(
 def write_submission(
     predictor: Predictor, images: Paths, path: str | Path, *, flip=False, accelerator=None
 ) -> list[tuple[str, str]]:
-    """Write Kaggle's submission file, columns ``img,rle_mask``, a line per image in order; packed
-    with gzip if its name ends in ``.csv.gz``.
+    """Write Kaggle's submission, ``img,rle_mask`` of each image in order; gzip packs ``.csv.gz``.
 
     The file appears whole or not at all. A run that was stopped or killed goes on after the last
     images that it finished. An image that cannot be read, or whose name cannot be written, gets no
