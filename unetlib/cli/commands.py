@@ -98,8 +98,9 @@ def export(
         output_dir: Where the files are written; default: models.
     """
     if checkpoint is None and not (runs := unetlib.find_runs()):
-        problem = "no run yet; run python -m unetlib train first"
-        raise unetlib.ModelFileError(f"{folders.runs_dir()}: {problem}.")
+        raise unetlib.ModelFileError(
+            f"{folders.runs_dir()}: no run; python -m unetlib train first."
+        )
     checkpoint = checkpoint or runs[-1].checkpoint
     manifest.check_file(checkpoint, trust=True)
     manifest.check_manifest(output_dir := output_dir or folders.models_dir())
@@ -225,8 +226,7 @@ def rows_for(checkpoint: Path, data: Path | None) -> tuple:
     from unetlib.store.model_file import load_plain
     from unetlib.support.memory import fingerprint
 
-    content = load_plain(checkpoint) if checkpoint.is_file() else {}
-    known = content.get("info", {}).get("data", "")  # missing in older files
+    known = (load_plain(checkpoint) if checkpoint.is_file() else {}).get("info", {}).get("data")
     runs = [run.details for run in unetlib.find_runs() if run.details["data"] == known]
     own = [Path(one["data_folder"]) for one in runs if "data_folder" in one]
     there = (one for one in reversed(own) if files_in(folders_in(one)[0]))

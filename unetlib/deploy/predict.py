@@ -63,9 +63,16 @@ class Predictor:
         """
         if not isinstance(size, str) or size not in ("original", "model"):
             size = sides(size)
-        if _are_several(image_or_images):
-            return list(self._predict(list(image_or_images), size, flip))
-        return next(self._predict([image_or_images], size, flip))
+        several, found = _are_several(image_or_images), []
+        images = list(image_or_images) if several else [image_or_images]
+        for start in range(0, len(images), BATCH_SIZE):
+            batch = images[start : start + BATCH_SIZE]
+            pictures = [load_image(one, self.size, self.colour) for one in batch]
+            maps = self.predict_maps(np.stack(pictures), flip)
+            for image, probability in zip(batch, maps, strict=True):
+                own = probability.shape if size == "model" else image_size(image)
+                found.append(enlarge(probability, own if isinstance(size, str) else size))
+        return found if several else found[0]
 
     def predict_mask(
         self, image_or_images, threshold: float | None = None, size="original", *, flip=False
@@ -95,15 +102,6 @@ class Predictor:
         if flip:
             maps = (maps + self.predict_maps(images[:, :, ::-1].copy())[:, :, ::-1]) / 2
         return maps
-
-    def _predict(self, images: list, size, flip: bool) -> Iterator[np.ndarray]:
-        for start in range(0, len(images), BATCH_SIZE):
-            batch = images[start : start + BATCH_SIZE]
-            pictures = [load_image(one, self.size, self.colour) for one in batch]
-            maps = self.predict_maps(np.stack(pictures), flip)
-            for image, probability in zip(batch, maps, strict=True):
-                own = probability.shape if size == "model" else image_size(image)
-                yield enlarge(probability, own if isinstance(size, str) else size)
 
 
 def _are_several(images) -> bool:
@@ -165,5 +163,5 @@ def load_predictor(
         raise
     except Exception as error:  # damaged files and the runtimes raise errors of many kinds
         why = str(error).strip().partition("\n")[0] or type(error).__name__
-        problem = f"damaged, or no model of unetlib ({why})"
-        raise ModelFileError(f"{path}: {problem}; export it again.") from None
+        what = f"{path}: damaged, or no model of unetlib ({why})"
+        raise ModelFileError(f"{what}; export it again.") from None

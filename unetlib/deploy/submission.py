@@ -203,10 +203,9 @@ def _is_whole(part: Path) -> bool:
 
 def _write_csv(path: Path, header: str, rows: Iterable[tuple[str, str]]) -> None:
     # A byte of a name that is not UTF-8 is written as \udcXX.
-    how = dict(newline="", encoding="utf-8", errors="backslashreplace")
     with whole_file(path) as part, open(part, "wb") as file:
         if path.suffix.lower() == ".gz":  # no time and no name inside: equal masks, equal files
             file = gzip.GzipFile("", "wb", 6, file, mtime=0)
-        with io.TextIOWrapper(file, **how) as text:
+        with io.TextIOWrapper(file, "utf-8", "backslashreplace", "") as text:
             text.write(header)
             csv.writer(text, lineterminator="\n").writerows(rows)
