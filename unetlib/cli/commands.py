@@ -98,9 +98,7 @@ def export(
         output_dir: Where the files are written; default: models.
     """
     if checkpoint is None and not (runs := unetlib.find_runs()):
-        raise unetlib.ModelFileError(
-            f"{folders.runs_dir()}: no run; python -m unetlib train first."
-        )
+        raise unetlib.ModelFileError(f"{folders.runs_dir()}: no run: python -m unetlib train.")
     checkpoint = checkpoint or runs[-1].checkpoint
     manifest.check_file(checkpoint, trust=True)
     manifest.check_manifest(output_dir := output_dir or folders.models_dir())
