@@ -78,8 +78,8 @@ def unreadable(name: str | os.PathLike, error: Exception) -> Problem:
         return error.problem._replace(file=str(name))
     why = getattr(error, "strerror", None) or error
     if isinstance(error, UnidentifiedImageError):
-        why = "no picture inside"  # Pillow's own words name the file once more
-    remedy = "copy it again, or give another that you may read"
+        why = "no picture inside, or of an unknown kind"  # Pillow names the file once more
+    remedy = "copy it again, save it as PNG or JPEG, or give another that you may read"
     return Problem(str(name), f"cannot be read as a picture ({why})", remedy)
 
 

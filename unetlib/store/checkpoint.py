@@ -107,7 +107,7 @@ def write_run(run: Run, learner: Learner, first: bool, best: dict | None = None)
         os.replace(folder / "next.pth", folder / "last.pth")
         if best is None and run.best_epoch == len(run.history):
             info = dict(recipe=stored(run), epoch=run.best_epoch, val_dice=run.best_dice)
-            info |= dict(size=run.recipe.size, colour=run.recipe.colour)
+            info |= dict(size=run.recipe.size, colour=run.recipe.colour, data=run.details["data"])
             save_model(run.checkpoint, learner.model, **info)
         write_tables(run)
     except OSError as error:

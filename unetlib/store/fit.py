@@ -91,6 +91,8 @@ def fit(
             run, state = _look_up(recipe, question, folder)
             if run is not None:
                 _score_kept(replace(run, recipe=recipe), val, metrics)
+                with suppress(OSError):  # asked last, so that find_runs lists it last
+                    (folder / "history.csv").touch()
         run, state = broadcast_object_list([run, state])
         run = run and replace(run, recipe=recipe)
         run = run or _train(recipe, train, val, question, state, on_epoch, metrics, accelerator)
@@ -185,6 +187,7 @@ def _train(recipe, train_rows, val_rows, question, state, on_epoch, metrics, acc
     details |= dict(batch_size=batch_size, lr=lr, precision=learner.precision, device=str(device))
     details |= dict(processes=accelerator.num_processes, train_images=len(train_rows))
     details |= dict(train_ids=list(train_rows["id"]), val_ids=list(val_rows["id"]))
+    details |= dict(data_folder=str(Path(train_rows["image"].iloc[0]).absolute().parent.parent))
     details |= dict(metrics={name: code_hash(metric) for name, metric in metrics.items()})
     run = Run(folder, recipe, pd.DataFrame(columns=HISTORY, dtype=float), details)
     if state is not None:

@@ -34,9 +34,14 @@ def save_model(path, model: nn.Module, size, threshold=0.5, colour=False, **info
 
     Raises:
         TypeError: a value in ``info`` that JSON cannot hold. Nothing is written.
+        ValueError: a threshold outside 0 to 1; a ``UNet`` of several outputs, or whose inputs do
+            not fit ``colour``.
     """
     model = getattr(model, "_orig_mod", model)
     own = None if as_built(model) else type(model).__name__
+    fit = dict(in_channels=3 if colour else 1, out_channels=1)
+    if not own and not fit.items() <= model.architecture.items():
+        raise ValueError(f"A UNet of other channels than {fit}: give one, and colour= as it is.")
     plain = dict(architecture=None if own else model.architecture, network=own, info=info)
     plain |= dict(format=FILE_FORMAT, version=FILE_VERSION) | description(size, threshold, colour)
     content = json.loads(json.dumps(plain, default=np.generic.item))
@@ -47,6 +52,8 @@ def save_model(path, model: nn.Module, size, threshold=0.5, colour=False, **info
 def description(size, threshold: float, colour: bool) -> dict:
     """What a file of any format says of itself: enough to predict with it."""
     normalisation = "colour / 255" if colour else "grey / 255"
+    if not 0 <= threshold <= 1:
+        raise ValueError(f"threshold={threshold}: give a probability, from 0 to 1.")
     return dict(size=size, threshold=threshold, colour=colour, normalisation=normalisation)
 
 

@@ -58,7 +58,7 @@ class Run:
         history: a row per finished epoch: epoch, lr (at its start), train_loss, val_loss, val_dice,
             val_iou, seconds, val_dice_objects (if masks are empty), metrics (nan: not asked for).
         details: device, precision, batch_size, lr, processes, train_ids, val_ids, train_images,
-            profile, data, versions, question, metrics (hashes of their code).
+            profile, data (hashes), data_folder, versions, question, metrics (hashes of their code).
         preview: while training, of four validation images after the latest epoch: images,
             coverage, probabilities, each ``(4, H, W)``; otherwise None.
     """
@@ -202,7 +202,7 @@ def _open(folder: Path) -> Run:
 
 
 def find_runs() -> list[Run]:
-    """All runs under ``folders.runs_dir()`` with at least one finished epoch, oldest first.
+    """All runs under ``folders.runs_dir()`` with a finished epoch, the one last asked for at last.
 
     A damaged one is named in a warning and left out. Runs dated in the future, written while the
     clock was wrong, count as the oldest, or newer ones would stay behind them for years.
