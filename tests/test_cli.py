@@ -129,7 +129,7 @@ MISTAKES = [
     (["predict", "{tmp}", "--model", "{tmp}/../m.onnx", "--output", "{tmp}"], 1, ".jpg"),
     (["predict", "{tmp}/a.jpg", "--model", "{tmp}/../m.onnx", "--output", "x"], 1, "{tmp}/a.jpg"),
     (["subset", "{data}", "{tmp}/small", "--cars", "99"], 1, "5 cars"),
-    (["subset", "{data}", "{tmp}/small", "--cars", "2", "--size", "big"], 1, "--size big"),
+    (["subset", "{data}", "{tmp}/small", "--cars", "2", "--size", "0", "9"], 1, "size=(0, 9)"),
     (["download", "--from", "{tmp}/a", "--target", "{tmp}/b"], 1, "{tmp}/a"),
 ]
 
@@ -437,7 +437,7 @@ def test_predict_does_not_replace_the_true_masks(exported, own_data_set, capsys)
 
 def test_subset_writes_a_small_set_in_the_same_layout(data_set, tmp_path, capsys):
     target = tmp_path / "small"
-    assert run("subset", "--cars", "2", "--size", "30x20", data_set, target, "--json") == 0
+    assert run("subset", data_set, target, "--cars", 2, "--size", 20, 30, "--json") == 0
     assert last_line(capsys.readouterr().out) == {"data": str(target)}
     samples = find_samples(target)
     labelled = samples[samples["mask"] != ""]

@@ -21,7 +21,7 @@ from unetlib import (
     rle_encode,
     write_subset,
 )
-from unetlib.fetch.archive import unpack
+from unetlib.fetch.kaggle import unpack
 
 HEIGHT, WIDTH = 40, 60
 

@@ -20,7 +20,7 @@ import pytest
 from test_download import contents, make_archives, make_data
 
 from unetlib import REPOSITORY, DataError, download, find_samples
-from unetlib.fetch.archive import unpack
+from unetlib.fetch.kaggle import unpack
 
 
 def fault(what: str, outcome: str, *values):
@@ -97,7 +97,7 @@ def test_a_file_in_the_way_is_left_alone(tmp_path):
     assert (tmp_path / "target" / "train").read_text() == "mine"
 
 
-UNPACK = "import sys; from unetlib.fetch.archive import unpack; unpack(*sys.argv[1:])"
+UNPACK = "import sys; from unetlib.fetch.kaggle import unpack; unpack(*sys.argv[1:])"
 
 
 @pytest.mark.fault(

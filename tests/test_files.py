@@ -59,8 +59,14 @@ def test_who_waits_is_called_first_and_gets_the_lock(tmp_path):
     process, _ = start(hold, tmp_path / "lock", taken, done)
     assert taken.wait(60)
     assert not is_free(tmp_path / "lock")
-    with locked(tmp_path / "lock", on_wait=done.set) as held:
-        assert held and done.is_set()
+    waited_for = []
+
+    def wait(path):
+        waited_for.append(path)
+        done.set()
+
+    with locked(tmp_path / "lock", on_wait=wait) as held:
+        assert held and waited_for == [tmp_path / "lock"]
     process.join()
 
 
@@ -95,7 +101,7 @@ def stop_at_random_moments(folder: Path, attempts: int) -> tuple[int, int]:
         if pressed_while_locking:
             raise KeyboardInterrupt
 
-    def wait_for_oneself():
+    def wait_for_oneself(_):
         raise TimeoutError
 
     signal.signal(signal.SIGALRM, press)

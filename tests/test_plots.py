@@ -83,6 +83,12 @@ def test_overlay_refuses_what_is_no_mask(value):
         overlay(GREY[0], np.full((20, 30), value))
 
 
+@pytest.mark.fault("a mask of another size is laid over an image", "refused")
+def test_overlay_refuses_a_mask_of_another_size():
+    with pytest.raises(ValueError, match=r"\(10, 15\).*\(20, 30\)"):
+        overlay(GREY[0], MASKS[0][::2, ::2])
+
+
 def test_overlay_draws_where_it_is_told():
     figure, axis = plt.subplots()
     assert overlay(GREY[0], MASKS[0], ax=axis) is figure

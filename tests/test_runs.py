@@ -9,6 +9,7 @@ import pytest
 from unetlib import (
     Recipe,
     RunError,
+    TrainingError,
     cache_dir,
     clean_runs,
     compare_runs,
@@ -237,6 +238,15 @@ def test_clean_runs_removes_remains_without_an_epoch(two_runs):
     shutil.copytree(two_runs[0].folder, remains)
     (remains / "history.csv").unlink()
     assert clean_runs() == ["remains"]
+
+
+@pytest.mark.fault("the lock of a run cannot be taken (a network disk)", "the lock is named")
+def test_a_lock_that_cannot_be_taken_is_named(tables, monkeypatch, tmp_path):
+    monkeypatch.setenv("UNETLIB_HOME", str(tmp_path))
+    (tmp_path / "runs").mkdir()
+    (tmp_path / "runs" / ".locks").touch()  # no folder, so that nothing can be made in it
+    with pytest.raises(TrainingError, match=r"\.locks"):
+        fit(RECIPE, *tables)
 
 
 @pytest.mark.fault("runs are deleted while one is being trained", "that one stays")

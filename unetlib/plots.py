@@ -52,9 +52,11 @@ def overlay(image: np.ndarray, mask: np.ndarray, ax: Axes | None = None) -> Figu
         ax: where to draw; None makes a figure.
 
     Raises:
-        DataError: probabilities instead of a mask.
+        DataError: probabilities instead of a mask. ValueError: a mask of another size.
     """
     image, mask = np.squeeze(np.asarray(image)), np.squeeze(to_binary(mask))
+    if image.shape[:2] != mask.shape:
+        raise ValueError(f"A mask of {mask.shape} does not lie on an image of {image.shape[:2]}.")
     if ax is None:
         figure, ax = plt.subplots(figsize=(5, 3.5), dpi=DPI, layout="tight")
         plt.close(figure)

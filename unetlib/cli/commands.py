@@ -191,7 +191,7 @@ def subset(
     source: Positional[Path],
     target: Positional[Path],
     cars: int,
-    size: str = "480x320",
+    size: tuple[int, int] = (320, 480),
     seed: int = 0,
     json: Json = False,
 ) -> dict:
@@ -199,13 +199,10 @@ def subset(
 
     Args:
         cars: How many cars.
-        size: Width x height of the images in pixels, as screens are named (Python: height, width).
+        size: Height and width of the images in pixels.
         seed: Which cars.
     """
-    width, _, height = size.partition("x")
-    if not (width.isdigit() and height.isdigit()):
-        raise unetlib.DataError(f"--size {size}: give WIDTHxHEIGHT, for example 480x320.")
-    unetlib.write_subset(source, target, cars=cars, size=(int(height), int(width)), seed=seed)
+    unetlib.write_subset(source, target, cars=cars, size=size, seed=seed)
     return dict(data=str(target))
 
 

@@ -41,14 +41,14 @@ def image_files(paths: Paths) -> list[Path]:
             found += pictures
             if rest := [one.name + "/" * one.is_dir() for one in sorted({*inside} - {*pictures})]:
                 what = ", ".join(rest[:5]) + f" and {len(rest) - 5} more" * (len(rest) > 5)
-                left_out = f"{path}: left out, no pictures or folders to be given, too: {what}"
-                warnings.warn(f"{left_out}.", stacklevel=2)
+                why = "they are no pictures, or folders, which have to be given themselves"
+                warnings.warn(f"{path}: left out: {what}; {why}.", stacklevel=2)
         elif path.is_file():
             found.append(path)
         else:
             raise DataError(f"{path}: no such file or folder; check the path.")
     if not found:
-        raise DataError("No image found: give files or folders with .jpg, .jpeg or .png files.")
+        raise DataError("No picture found: give files, or folders that hold some themselves.")
     return found
 
 

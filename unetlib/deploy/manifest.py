@@ -34,7 +34,7 @@ MANIFEST = "manifest.json"
 
 def folder_lock(folder: Path):
     """The lock of whoever writes models into a folder, whatever home the program has."""
-    return locked(folder / ".lock", partial(print, f"{folder}: another program writes; waiting"))
+    return locked(folder / ".lock", partial(print, "another program writes; waiting for its lock"))
 
 
 def check_manifest(folder: Path) -> dict:

@@ -123,7 +123,7 @@ def write_tables(run: Run) -> None:
         run.history.to_csv(part, index=False, lineterminator="\n")
 
 
-def unwritable(folder: Path, error: OSError) -> TrainingError:
-    """The error of a run's folder in which nothing can be written."""
+def unwritable(path: str | Path, error: OSError) -> TrainingError:
+    """The error of a run's folder or lock that cannot be written."""
     remedy = f"free some space, or set UNETLIB_HOME to a folder with room, then fit again; {KEPT}"
-    return TrainingError(f"{folder}: cannot be written ({error.strerror or error}): {remedy}.")
+    return TrainingError(f"{path}: cannot be written ({error.strerror or error}): {remedy}.")

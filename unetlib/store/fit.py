@@ -241,11 +241,11 @@ def _alone(folder: Path, accelerator: Accelerator) -> Iterator[None]:
     Where nothing can be written, a run that is there can still be looked up.
     """
 
-    def say() -> None:
+    def say(lock: Path) -> None:
         busy = f"run {folder.name}: being trained by another program"
         if accelerator.num_processes > 1:
             raise TrainingError(f"{busy}; start again when it is done.")
-        print(f"{busy}; waiting for it")
+        print(f"{busy}; waiting for its lock {lock}")
 
     with ExitStack() as stack:
         try:
@@ -253,7 +253,7 @@ def _alone(folder: Path, accelerator: Accelerator) -> Iterator[None]:
                 stack.enter_context(run_lock(folder, on_wait=say))
         except OSError as error:
             if not (folder / "history.csv").exists():
-                raise unwritable(folder, error) from None
+                raise unwritable(error.filename or folder, error) from None
         yield
 
 

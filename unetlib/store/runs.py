@@ -43,7 +43,7 @@ def run_folder(question: dict) -> Path:
     return folders.runs_dir() / digest.hexdigest()[:12]
 
 
-def run_lock(folder: Path, on_wait: Callable[[], None] | None = None):
+def run_lock(folder: Path, on_wait: Callable[[Path], None] | None = None):
     """The lock of whoever trains or deletes a run; see ``support.files.locked``."""
     return locked(folder.parent / ".locks" / folder.name, on_wait)
 

@@ -35,11 +35,11 @@ def whole_file(path: str | Path) -> Iterator[Path]:
 
 
 @contextmanager
-def locked(path: Path, on_wait: Callable[[], None] | None = None) -> Iterator[bool]:
+def locked(path: Path, on_wait: Callable[[Path], None] | None = None) -> Iterator[bool]:
     """Hold the lock ``path``, which ends with its process; gives whether it is held.
 
-    With an ``on_wait``, called before waiting for another program, it always is; without one, a
-    lock that is taken is not waited for.
+    With an ``on_wait``, called with the path before waiting for another program, it always is;
+    without one, a lock that is taken is not waited for.
     """
     # A singleton: after a stop between taking and holding it, the next call does not wait for it.
     path.parent.mkdir(exist_ok=True)
@@ -51,7 +51,7 @@ def locked(path: Path, on_wait: Callable[[], None] | None = None) -> Iterator[bo
         with suppress(Timeout):
             lock.acquire(timeout=0)
         if not lock.is_locked and on_wait is not None:
-            on_wait()
+            on_wait(path)
             lock.acquire()
         yield lock.is_locked
     finally:
