@@ -126,7 +126,7 @@ MISTAKES = [
     (["export", "--checkpoint", "{tmp}/none.pth"], 1, "{tmp}/none.pth"),
     (["export"], 1, "python -m unetlib train"),
     (["predict", "{data}", "--model", "none.onnx", "--output", "{tmp}"], 1, "none.onnx"),
-    (["predict", "{tmp}", "--model", "{tmp}/../m.onnx", "--output", "{tmp}"], 1, ".jpg"),
+    (["predict", "{tmp}", "--model", "{tmp}/../m.onnx", "--output", "{tmp}"], 1, "['{tmp}']"),
     (["predict", "{tmp}/a.jpg", "--model", "{tmp}/../m.onnx", "--output", "x"], 1, "{tmp}/a.jpg"),
     (["subset", "{data}", "{tmp}/small", "--cars", "99"], 1, "5 cars"),
     (["subset", "{data}", "{tmp}/small", "--cars", "2", "--size", "0", "9"], 1, "size=(0, 9)"),

@@ -33,8 +33,8 @@ def image_files(paths: Paths) -> list[Path]:
     Raises:
         DataError: a path does not exist, or there is no image at all.
     """
-    found = []
-    for path in paths_of(paths):
+    found, given = [], paths_of(paths)
+    for path in given:
         if path.is_dir():
             inside = sorted(path.glob("[!.]*"))
             pictures = [one for one in inside if one.suffix.lower() in PICTURES and one.is_file()]
@@ -48,7 +48,7 @@ def image_files(paths: Paths) -> list[Path]:
         else:
             raise DataError(f"{path}: no such file or folder; check the path.")
     if not found:
-        raise DataError("No picture found: give files, or folders that hold some themselves.")
+        raise DataError(f"{[*map(str, given)]}: no pictures there; give files, or their folders.")
     return found
 
 
