@@ -97,6 +97,7 @@ def test_bars_are_stored_finished_and_metadata_is_dropped(in_tmp_path):
     assert len(first) == 1 and first[0].startswith("kept: 100%|██████████| 3/3 [")
     assert len(second) == 2 and second[0].startswith("outer: 100%|") and second[1] == "after\n"
     assert set(notebook.metadata) == {"kernelspec", "language_info"}
+    assert notebook.metadata.language_info == course.LANGUAGE
     assert all(cell.metadata == {} for cell in notebook.cells)
 
 
@@ -114,6 +115,16 @@ def test_a_failing_notebook_is_named_and_left_alone(in_tmp_path, capsys):
     assert path.read_bytes() == before
     error = capsys.readouterr().err
     assert f"{os.path.join('notebooks', '01_toy.ipynb')}, cell [2]: bad" in error
+
+
+def test_a_cell_that_hangs_ends_and_is_named(in_tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv("UNETLIB_PROFILE", "ci")
+    monkeypatch.setitem(course.LONGEST, "ci", 1)
+    path = write_notebook(in_tmp_path, "1", "import time\ntime.sleep(600)", "3")
+    before = path.read_bytes()
+    assert course.run([path], in_place=True) == 1
+    assert path.read_bytes() == before
+    assert f"{os.path.join('notebooks', '01_toy.ipynb')}, cell [2]: " in capsys.readouterr().err
 
 
 def test_the_results_name_the_runs_of_this_data_and_the_exported_files(
