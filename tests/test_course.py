@@ -6,6 +6,7 @@ import course
 import nbformat
 import pytest
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook, new_output
+from tqdm import tqdm
 
 EXERCISE = """\
 answer = ...  # a number
@@ -106,6 +107,22 @@ def test_of_a_widget_with_a_still_picture_the_picture_is_stored():
     cell = new_code_cell("demo", outputs=[new_output("display_data", data=data)])
     (output,) = course.tidy(new_notebook(cells=[cell]), {}).cells[0].outputs
     assert output.data == {"image/png": "iVBO", "text/plain": "a demo"}
+
+
+def test_what_widgets_show_is_not_sent_back_to_the_kernel(in_tmp_path):
+    """nbclient's own way of it made cells with widgets slow, and some wait for ever."""
+    path = write_notebook(
+        in_tmp_path,
+        "from ipywidgets import interact, Output\n"
+        "interact(lambda x: print('shown'), x=(0, 5))\n"
+        "output = Output()\n"
+        "with output:\n    print('shown, too')",
+        "print(output.outputs)",
+    )
+    notebook, problem = course.execute(path, tqdm(disable=True))
+    assert problem is None
+    assert notebook.cells[0].outputs == []
+    assert notebook.cells[1].outputs[0].text == "()\n"
 
 
 def test_a_failing_notebook_is_named_and_left_alone(in_tmp_path, capsys):

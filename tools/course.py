@@ -16,6 +16,7 @@ from pathlib import Path
 import nbformat
 from nbclient import NotebookClient
 from nbclient.exceptions import CellExecutionError, CellTimeoutError, DeadKernelError
+from nbclient.output_widget import OutputWidget
 from nbconvert import HTMLExporter
 from nbformat import NotebookNode
 from tqdm import tqdm
@@ -156,6 +157,16 @@ def _joined(outputs: Iterable[NotebookNode]) -> list[NotebookNode]:
     return joined
 
 
+class OneWayOutput(OutputWidget):
+    """The output of a widget, of which the kernel is not told.
+
+    nbclient would tell it on the channel where it awaits the cell's end, and may miss that then.
+    """
+
+    def sync_state(self) -> None:
+        pass
+
+
 def execute(path: Path, bar: tqdm) -> tuple[NotebookNode, str | None]:
     """Run a notebook in its own folder; returns it with its outputs, and what went wrong if so."""
     notebook = nbformat.read(path, as_version=4)
@@ -169,6 +180,7 @@ def execute(path: Path, bar: tqdm) -> tuple[NotebookNode, str | None]:
         resources={"metadata": {"path": str(path.parent)}},
         on_cell_executed=lambda **_: bar.update(),
     )
+    client.widget_registry["@jupyter-widgets/output"]["OutputModel"] = OneWayOutput
     problem = None
     try:
         client.execute()
