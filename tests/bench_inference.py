@@ -20,10 +20,11 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from unetlib import (
     FILES,
+    REPOSITORY,
     benchmark,
     compare,
-    config,
     find_samples,
+    fullsize_dir,
     image_files,
     load_model,
     load_predictor,
@@ -92,9 +93,9 @@ def textbook(predictor, photos: list[Path], path: Path) -> None:
 
 def main() -> None:
     models = models_dir()
-    _, val = split_by_group(find_samples(config.REPOSITORY / "data" / "sample"))
+    _, val = split_by_group(find_samples(REPOSITORY / "data" / "sample"))
     print(f"{models}, torch {torch.__version__}, {torch.backends.cpu.get_cpu_capability()}")
-    folders = sys.argv[1:] or [config.fullsize_dir() / "train", config.fullsize_dir() / "test"]
+    folders = sys.argv[1:] or [fullsize_dir() / "train", fullsize_dir() / "test"]
     photos = image_files(folder for folder in folders if Path(folder).is_dir())
     bench_formats(models, val.iloc[::2])
     bench_folder(models, photos)

@@ -16,13 +16,14 @@ from torch.utils.data import DataLoader, Dataset
 from torch.utils.flop_counter import FlopCounterMode
 
 from unetlib import (
+    REPOSITORY,
     CarvanaDataset,
     Recipe,
-    config,
     decode_once,
     dice,
     find_samples,
     fit,
+    fullsize_dir,
     make_loader,
     multiply_rate,
     split_by_group,
@@ -156,9 +157,9 @@ def bench_arithmetic() -> None:
 def main() -> None:
     with tempfile.TemporaryDirectory() as home:
         os.environ["UNETLIB_HOME"] = home
-        full = find_samples(config.fullsize_dir())
+        full = find_samples(fullsize_dir())
         bench_data(full[full["mask"] != ""].reset_index(drop=True))
-        train, val = split_by_group(find_samples(config.REPOSITORY / "data" / "sample"))
+        train, val = split_by_group(find_samples(REPOSITORY / "data" / "sample"))
         bench_training(train.sample(IMAGES, random_state=0), val.iloc[::4])
         bench_arithmetic()
 

@@ -13,9 +13,9 @@ from hypothesis.extra import numpy as hnp
 from PIL import Image
 
 from unetlib import (
+    REPOSITORY,
     DataError,
     carvana,
-    config,
     find_samples,
     load_mask,
     read_metadata,
@@ -51,7 +51,6 @@ def test_table_has_one_row_per_image(samples):
 
 def test_the_lesson_lists_a_sound_data_set_alike(samples, data_set):
     pd.testing.assert_frame_equal(carvana.find_samples(data_set), samples)
-    pd.testing.assert_frame_equal(carvana.find_samples(), samples)
 
 
 def test_test_images_come_last_and_have_no_mask(samples):
@@ -183,7 +182,7 @@ def test_a_file_written_just_now_is_not_remembered(own_data_set):
 @pytest.mark.slow
 def test_a_second_look_at_5088_pairs_takes_less_than_2_seconds(tmp_path):
     """Links to the embedded pairs, as many as the real set has."""
-    pairs = find_samples(config.REPOSITORY / "data" / "sample")
+    pairs = find_samples(REPOSITORY / "data" / "sample")
     pairs = pairs[pairs["mask"] != ""]
     for folder in ("train", "train_masks"):
         (tmp_path / folder).mkdir()

@@ -16,7 +16,15 @@ import pytest
 from other_process import start
 from PIL import Image
 
-from unetlib import FILES, config, find_samples, load_model, load_run, rle_decode, split_by_group
+from unetlib import (
+    FILES,
+    REPOSITORY,
+    find_samples,
+    load_model,
+    load_run,
+    rle_decode,
+    split_by_group,
+)
 from unetlib.__main__ import main
 from unetlib.deploy.manifest import read_manifest
 
@@ -43,8 +51,8 @@ COMPARED = (
 def in_a_terminal(*arguments):
     return subprocess.run(
         [sys.executable, *map(str, arguments)],
-        cwd=config.REPOSITORY,
-        env=dict(os.environ, PYTHONPATH=str(config.REPOSITORY)),
+        cwd=REPOSITORY,
+        env=dict(os.environ, PYTHONPATH=str(REPOSITORY)),
         capture_output=True,
         text=True,
     )
@@ -288,7 +296,7 @@ def test_a_command_that_is_stopped_before_it_has_a_result_ends_with_130(monkeypa
     def stop(*_):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("unetlib.config.data_dir", stop)
+    monkeypatch.setattr("unetlib.support.folders.data_dir", stop)
     assert run("check") == 130
     assert capsys.readouterr().err == "stopped\n"
 

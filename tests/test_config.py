@@ -11,7 +11,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 from nbclient import NotebookClient
 
-from unetlib import Recipe, cache_dir, config, models_dir, profile, runs_dir
+from unetlib import REPOSITORY, Recipe, cache_dir, data_dir, models_dir, profile, runs_dir
 from unetlib.support.profile import PROFILES
 
 # ---------------------------------------------------------------------------------------- folders
@@ -19,8 +19,8 @@ from unetlib.support.profile import PROFILES
 
 def test_unset_variables_mean_the_embedded_set_and_the_laptop_profile(monkeypatch):
     monkeypatch.delenv("UNETLIB_DATA")
-    if (config.REPOSITORY / "data" / "sample").is_dir():
-        assert config.data_dir() == config.REPOSITORY / "data" / "sample"
+    if (REPOSITORY / "data" / "sample").is_dir():
+        assert data_dir() == REPOSITORY / "data" / "sample"
     assert profile().name == "laptop"
 
 
@@ -28,7 +28,7 @@ def test_unset_variables_mean_the_embedded_set_and_the_laptop_profile(monkeypatc
 def test_a_data_folder_that_does_not_exist_is_named(monkeypatch, tmp_path):
     monkeypatch.setenv("UNETLIB_DATA", str(tmp_path / "nowhere"))
     with pytest.raises(FileNotFoundError, match=r"nowhere.*UNETLIB_DATA"):
-        config.data_dir()
+        data_dir()
 
 
 @pytest.mark.skipif(os.name != "posix", reason="homes of others are found on Unix")
@@ -36,7 +36,7 @@ def test_a_data_folder_that_does_not_exist_is_named(monkeypatch, tmp_path):
 def test_the_home_of_a_user_who_does_not_exist_is_named(monkeypatch):
     monkeypatch.setenv("UNETLIB_DATA", "~no-such-user/photos")
     with pytest.raises(FileNotFoundError, match="~no-such-user/photos"):
-        config.data_dir()
+        data_dir()
 
 
 @pytest.mark.fault("UNETLIB_HOME names a file", "said, with the remedy")
@@ -52,7 +52,7 @@ def test_relative_folders_count_from_the_working_folder(monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("UNETLIB_DATA", "photos")
     monkeypatch.setenv("UNETLIB_HOME", "results")
-    assert config.data_dir() == (tmp_path / "photos").resolve()
+    assert data_dir() == (tmp_path / "photos").resolve()
     assert runs_dir() == (tmp_path / "results" / "runs").resolve()
 
 
@@ -67,7 +67,7 @@ def test_in_a_notebook_relative_folders_count_from_where_jupyter_was_started(mon
     monkeypatch.setenv("JPY_PARENT_PID", str(jupyter.pid))
     monkeypatch.setenv("UNETLIB_DATA", "photos")
     try:
-        assert config.data_dir() == (started / "photos").resolve()
+        assert data_dir() == (started / "photos").resolve()
     finally:
         jupyter.communicate(b"\n")
 
@@ -82,8 +82,8 @@ def test_a_real_kernel_counts_relative_folders_from_where_jupyter_was_started(
     monkeypatch.chdir(started)
     monkeypatch.setenv("UNETLIB_DATA", "photos")
     monkeypatch.setenv("JUPYTER_PREFER_ENV_PATH", "1")
-    monkeypatch.setenv("PYTHONPATH", str(config.REPOSITORY))
-    code = "import os; from unetlib import config; print(os.getcwd(), config.data_dir(), sep='|')"
+    monkeypatch.setenv("PYTHONPATH", str(REPOSITORY))
+    code = "import os, unetlib; print(os.getcwd(), unetlib.data_dir(), sep='|')"
     notebook = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(code)])
     client = NotebookClient(notebook, timeout=300, resources={"metadata": {"path": str(notebooks)}})
     asyncio.run(client.async_execute())

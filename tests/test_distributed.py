@@ -16,10 +16,10 @@ import torch
 from other_process import start
 
 from unetlib import (
+    REPOSITORY,
     CarvanaDataset,
     Recipe,
     clean_runs,
-    config,
     decode_once,
     evaluate,
     fit,
@@ -232,8 +232,8 @@ def test_torchrun_starts_the_command_on_two_processes(data_set, monkeypatch):
     command += ["-m", "unetlib", "train", "--size", "32", "--epochs", "1", "--json"]
     ended = subprocess.run(
         command,
-        cwd=config.REPOSITORY,
-        env=dict(os.environ, PYTHONPATH=str(config.REPOSITORY), OMP_NUM_THREADS="1"),
+        cwd=REPOSITORY,
+        env=dict(os.environ, PYTHONPATH=str(REPOSITORY), OMP_NUM_THREADS="1"),
         capture_output=True,
         text=True,
         timeout=300,

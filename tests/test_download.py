@@ -319,16 +319,10 @@ def damage_the_inside(photo):
     photo.write_bytes(raw)
 
 
-def brighten_beyond_16_bits(photo):
-    Image.fromarray(np.full((HEIGHT, WIDTH), 70_000, np.int32)).save(photo, "TIFF")
-    photo.write_bytes(photo.read_bytes() + b"\xff\xd9")
-
-
 @pytest.mark.fault("photo damaged inside", "named when a subset is written; nothing stays")
-@pytest.mark.parametrize("damage", [damage_the_inside, brighten_beyond_16_bits])
-def test_a_subset_with_a_damaged_photo_leaves_nothing(data, tmp_path, damage):
+def test_a_subset_with_a_damaged_photo_leaves_nothing(data, tmp_path):
     photo = sorted((data / "train").iterdir())[-1]
-    damage(photo)
+    damage_the_inside(photo)
     with pytest.raises(DataError, match=photo.name):
         write_subset(data, tmp_path / "subset", 3)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["data", "home"]

@@ -12,10 +12,10 @@ from onnx.numpy_helper import to_array
 
 from unetlib import (
     FILES,
+    REPOSITORY,
     CarvanaDataset,
     ModelFileError,
     UNet,
-    config,
     export_all,
     load_predictor,
     parity,
@@ -115,7 +115,7 @@ def test_the_onnx_file_is_one_sound_file_of_the_stated_opset(exported):
 @pytest.mark.parametrize("name", FILES)
 def test_no_file_names_a_folder_of_this_computer(exported, trained, name):
     content = (exported[0] / FILES[name]).read_bytes()
-    for folder in (config.REPOSITORY, exported[0], trained.folder, "/site-packages/"):
+    for folder in (REPOSITORY, exported[0], trained.folder, "/site-packages/"):
         assert str(folder).encode() not in content
 
 

@@ -265,9 +265,11 @@ def test_a_bad_file_is_left_out_and_named_with_a_remedy(root, damage, file, word
 
 @pytest.mark.fault("photo in a format the course does not read", "check names it")
 def test_a_file_that_would_be_ignored_is_named_by_check(root):
-    Image.open(root / PHOTO).save(root / "train" / f"{ID}.gif")
-    (row,) = check(root).itertuples()
-    assert row.file == f"train/{ID}.gif" and row.remedy
+    (root / "train" / f"{ID}.heic").write_bytes(b"\0\0\0\x18ftypheic")
+    (root / "test" / "more").mkdir()
+    assert sorted(check(root)["file"]) == ["test/more", f"train/{ID}.heic"]
+    with pytest.warns(UserWarning, match=f"{ID}.heic"):
+        find_samples(root)
 
 
 @pytest.mark.fault("photo that you may not read", LEFT_OUT)
@@ -324,14 +326,14 @@ def mask_of_16_bits(root):
     replace_mask(root, Image.fromarray(true_mask().astype(np.uint16) * 65535))
 
 
-READ_RIGHT = "read as what it shows"
+READ_RIGHT, dark = "read as what it shows", grey_mask(factor=1)
 
 
 @pytest.mark.parametrize(
     "store",
     [
         fault("mask as 0/255 PNG", READ_RIGHT, grey_mask()),
-        fault("mask as 0/1 PNG, black to the eye", READ_RIGHT, grey_mask(factor=1)),
+        fault("mask as 0/1 PNG, black to the eye", READ_RIGHT, dark),
         fault("mask as RGB", READ_RIGHT, grey_mask("RGB")),
         fault("mask as RGBA", READ_RIGHT, grey_mask("RGBA")),
         fault("mask as dark red on black", READ_RIGHT, coloured_mask),
@@ -341,10 +343,15 @@ READ_RIGHT = "read as what it shows"
 )
 def test_a_mask_is_read_right_however_it_is_stored(root, store):
     store(root)
-    samples = find_samples(root)
+    with warnings.catch_warnings(action="ignore"):  # of a mask unlike the others
+        samples = find_samples(root)
     row = samples[samples["id"] == ID].iloc[0]
     np.testing.assert_array_equal(load_mask(row["mask"]), true_mask())
-    assert check(root).empty
+    if store in (coloured_mask, dark):
+        (found,) = check(root).itertuples()
+        assert found.file == f"train_masks/{Path(row['mask']).name}" and "kept" in found.problem
+    else:
+        assert check(root).empty
 
 
 def photo_as(mode, suffix):
@@ -578,6 +585,25 @@ def test_each_archive_left_packed_is_named(root, name):
     assert [python, module, zip_module] == ["python", "-m", "zipfile"]
     zipfile.main(arguments)
     assert check(root).empty, "the remedy has helped"
+
+
+@pytest.mark.fault("archives in a folder that you may only read", "the command unpacks elsewhere")
+@pytest.mark.skipif(os.name != "posix", reason="makes a folder read-only as POSIX does")
+def test_the_remedy_for_archives_in_a_read_only_folder_helps(root, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    all_packed(root).chmod(0o555)
+    root_user = not os.geteuid()  # may write everywhere: os.access asks for the real user
+    if root_user:
+        os.setreuid(65534, 0)
+    try:
+        with pytest.raises(DataError) as caught:
+            find_samples(root)
+    finally:
+        if root_user:
+            os.setreuid(0, 0)
+    command = shlex.split(str(caught.value).split("`")[1])
+    assert command[:3] == ["python", "-m", "unetlib"] and main(command[3:]) == 0
+    assert len(find_samples(tmp_path / "carvana")) == 20
 
 
 # ---------------------------------------------------------------------------------------- csv files

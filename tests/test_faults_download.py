@@ -19,7 +19,7 @@ import numpy as np
 import pytest
 from test_download import contents, make_archives, make_data
 
-from unetlib import DataError, config, download, find_samples
+from unetlib import REPOSITORY, DataError, download, find_samples
 from unetlib.fetch.archive import unpack
 
 
@@ -108,7 +108,7 @@ def test_a_killed_unpacking_is_continued(tmp_path):
     target = tmp_path / "target"
     process = subprocess.Popen(
         [sys.executable, "-c", UNPACK, archive, target],
-        cwd=config.REPOSITORY,
+        cwd=REPOSITORY,
         stderr=subprocess.DEVNULL,
     )
     while not (target / "train" / "20.jpg").exists():

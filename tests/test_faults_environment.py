@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from unetlib import config
+from unetlib import REPOSITORY
 
 # One core, whatever the machine has; then what a learner does in a terminal, and a figure.
 COURSE = """
@@ -93,7 +93,7 @@ def case(what: str, *marks, before=(), **variables):
 )
 def test_the_course_works_on_a_machine_that_lacks(request, data_set, tmp_path, before, variables):
     everything = request.node.get_closest_marker("slow") is not None
-    environment = dict(os.environ, PYTHONPATH=str(config.REPOSITORY), OMP_NUM_THREADS="1")
+    environment = dict(os.environ, PYTHONPATH=str(REPOSITORY), OMP_NUM_THREADS="1")
     environment |= {name: value for name, value in variables.items() if value is not None}
     for name in (name for name, value in variables.items() if value is None):
         environment.pop(name, None)
@@ -127,7 +127,7 @@ RESERVED = re.compile(r"(con|prn|aux|nul|com\d|lpt\d)(\.|$)", re.IGNORECASE)
 def repository_paths() -> list[str]:
     """The paths that git would write on somebody else's machine."""
     listed = subprocess.run(
-        ["git", "ls-files", "-z"], cwd=config.REPOSITORY, capture_output=True, text=True
+        ["git", "ls-files", "-z"], cwd=REPOSITORY, capture_output=True, text=True
     )
     if listed.returncode:
         pytest.skip("needs git and a clone")
@@ -186,9 +186,7 @@ def test_the_code_compiles_with_python(version):
     command = interpreter(version)
     if command is None:
         pytest.skip(f"no Python {version} on this machine")
-    ended = subprocess.run(
-        [command, "-c", COMPILE], cwd=config.REPOSITORY, capture_output=True, text=True
-    )
+    ended = subprocess.run([command, "-c", COMPILE], cwd=REPOSITORY, capture_output=True, text=True)
     assert ended.returncode == 0, ended.stderr
 
 
@@ -205,7 +203,7 @@ def test_make_refuses_a_python_without_packages(version, tmp_path):
     python.chmod(0o755)
     ended = subprocess.run(
         ["make", "setup", f"PYTHON={python}", f"VENV={venv}"],
-        cwd=config.REPOSITORY,
+        cwd=REPOSITORY,
         capture_output=True,
         text=True,
     )

@@ -82,22 +82,22 @@ def test_the_lesson_alone_trains_and_evaluates(tmp_path):
     for path in LESSON:
         shutil.copy(path, tmp_path / "unetlib")
     data = write_data_set(tmp_path / "data", cars=2)
-    code = """
+    code = f"""
 from unetlib import CarvanaDataset, Recipe, evaluate, overlay, split_by_group
 from unetlib.carvana import find_samples
 from unetlib.training import Learner, train
 recipe = Recipe(widths=(4, 8), size=32, epochs=2, lr=1e-2, augment="mild", precision="fp32")
-train_rows, val_rows = split_by_group(find_samples())
+train_rows, val_rows = split_by_group(find_samples({str(data)!r}))
 train_set = CarvanaDataset(train_rows, 32, augment="mild")
 val_set = CarvanaDataset(val_rows, 32)
 learner = Learner(recipe, total_steps=2)
-history = list(train(learner, {32: train_set}, val_set, batch_size=4))
+history = list(train(learner, {{32: train_set}}, val_set, batch_size=4))
 scores = evaluate(learner.model, val_set)
 assert scores["dice"].mean() == history[-1]["val_dice"]
 overlay(val_set.images[0], val_set.coverage[0] >= 128)
 print(len(history))
 """
-    assert run(code, PYTHONPATH=str(tmp_path), UNETLIB_DATA=str(data)).split() == ["2"]
+    assert run(code, PYTHONPATH=str(tmp_path)).split() == ["2"]
 
 
 def test_importing_costs_nothing_and_every_public_name_is_there():
@@ -129,3 +129,26 @@ def test_the_wheel_holds_every_file_of_the_package(tmp_path):
     assert held == {path.relative_to(PACKAGE.parent).as_posix() for path in FILES}
     project = tomllib.loads((source / "pyproject.toml").read_text())["project"]
     assert "version" in project["dynamic"] and f"-{unetlib.__version__}-" in wheel.name
+
+
+@pytest.mark.fault("installed without a repository around", "results in the current folder")
+def test_an_installed_package_writes_into_the_current_folder_and_asks_for_data(tmp_path):
+    shutil.copytree(PACKAGE, tmp_path / "site-packages" / "unetlib")
+    path = str(tmp_path / "site-packages")
+    environment = dict(PYTHONPATH=path, PYTHONSAFEPATH="1", UNETLIB_DATA="", UNETLIB_HOME="")
+    code = f"""
+import os
+os.chdir({str(tmp_path)!r})
+import unetlib
+print(unetlib.__file__, unetlib.runs_dir(), unetlib.models_dir(), unetlib.cache_dir())
+try:
+    unetlib.data_dir()
+except FileNotFoundError as error:
+    print(error)
+"""
+    places, sentence = run(code, **environment).splitlines()
+    assert places.split() == [
+        f"{path}/unetlib/__init__.py",
+        *(str(tmp_path / name) for name in ("runs", "models", ".cache/unetlib")),
+    ]
+    assert str(tmp_path) in sentence and "UNETLIB_DATA" in sentence

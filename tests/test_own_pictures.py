@@ -38,7 +38,10 @@ def write(root, names, images="images", masks="masks", ending="", suffix=".png",
     return root
 
 
-@pytest.mark.parametrize("folders", [("images", "masks"), ("train", "train_masks")])
+FOLDERS = [("images", "masks"), ("images", "labels"), ("imgs", "masks"), ("train", "train_masks")]
+
+
+@pytest.mark.parametrize("folders", FOLDERS)
 @pytest.mark.parametrize("name", ["cell{}", "IMG_000{}", "plate1_{}"])
 @pytest.mark.parametrize("ending", ["", "_mask", "-seg"])
 def test_a_folder_of_any_names_is_read(tmp_path, folders, name, ending):
@@ -55,6 +58,70 @@ def test_a_folder_of_any_names_is_read(tmp_path, folders, name, ending):
     assert CarvanaDataset(train, 8)[0][1].any()
     with pytest.raises(DataError, match="cars"):
         write_subset(root, tmp_path / "subset", 1)
+
+
+@pytest.mark.parametrize("suffixes", [[".tif"], [".png", ".tif"], [".jfif", ".gif", ".jp2"]])
+def test_every_format_that_pillow_reads_is_found(tmp_path, suffixes):
+    for number, suffix in enumerate(suffixes):
+        names = [f"cell{number}_{i}" for i in (1, 2)]
+        write(tmp_path, names, "train", "train_masks", suffix=suffix)
+    with warnings.catch_warnings(action="error"):
+        samples = find_samples(tmp_path)
+    assert len(samples) == len(decode_once(samples, 8)) == 2 * len(suffixes)
+
+
+@pytest.mark.fault("masks of several kinds in one set", "kept, and the fewer ones are counted")
+@pytest.mark.parametrize(
+    ("usual", "other"),
+    [(OBJECT, OBJECT * 255), (OBJECT, OBJECT * 2), (OBJECT * 255, OBJECT[..., None] * [0, 200, 0])],
+    ids=["0/1 and 0/255", "0/1 and 0/2", "two colours"],
+)
+def test_masks_of_several_kinds_are_doubtful(tmp_path, usual, other):
+    write(tmp_path, ["a", "b", "c"], mask=usual)
+    write(tmp_path, ["x", "y"], mask=other.astype(np.uint8))
+    for _ in range(2):  # found, then remembered
+        with pytest.warns(UserWarning, match=r"x\.png.*2 masks.*3 "):
+            samples = find_samples(tmp_path)
+        assert len(samples) == 5 and all(load_mask(one).any() for one in samples["mask"])
+    assert check(tmp_path)["file"].to_list() == ["masks/x.png"]
+
+
+@pytest.mark.fault("12 bits in a file of 16", "kept, and named as nearly black")
+@pytest.mark.parametrize("bits", [10, 12, 14, 16])
+def test_greys_of_fewer_bits_than_their_file_are_doubtful(tmp_path, bits):
+    write(tmp_path, ["a", "b"])
+    ramp = np.linspace(0, 2**bits - 1, 12 * 16).reshape(12, 16).astype(np.uint16)
+    Image.fromarray(ramp).save(tmp_path / "images" / "a.png")
+    expected = [] if bits == 16 else ["images/a.png"]
+    assert check(tmp_path)["file"].to_list() == expected
+    for source in (tmp_path / "images" / "a.png", ramp):
+        with warnings.catch_warnings(record=True, action="always") as shown:
+            grey = load_image(source, (12, 16))
+        assert len(shown) == len(expected) and grey.max() == round((2**bits - 1) / 257)
+
+
+@pytest.mark.fault("greys beyond 16 bits", "left out, and named")
+def test_a_picture_whose_white_cannot_be_told_is_left_out(tmp_path):
+    write(tmp_path, ["a", "b"], suffix=".tif")
+    Image.fromarray(np.full((12, 16), 70_000, np.int32)).save(tmp_path / "images" / "a.tif")
+    with pytest.warns(UserWarning, match=r"a\.tif.*70"):
+        assert list(find_samples(tmp_path)["id"]) == ["b"]
+
+
+@pytest.mark.fault("a cut-out with hidden pixels", "read on white, as it is shown")
+@pytest.mark.parametrize("mode", ["RGBA", "LA", "P"])
+def test_what_is_transparent_is_white(tmp_path, mode):
+    grey = np.full((12, 16), 60, np.uint8)
+    picture = Image.fromarray(np.dstack([grey, grey, grey, OBJECT * 255]))
+    picture.convert(mode).save(tmp_path / "cut.png")
+    if mode == "P":
+        indices = Image.fromarray(OBJECT)
+        indices.putpalette([0, 0, 0, 60, 60, 60])
+        indices.save(tmp_path / "cut.png", transparency=0)
+    for source in (tmp_path / "cut.png", Image.open(tmp_path / "cut.png"), np.asarray(picture)):
+        np.testing.assert_array_equal(load_image(source, (12, 16)), np.where(OBJECT, 60, 255))
+        colour = load_image(source, (12, 16), colour=True)
+        np.testing.assert_array_equal(colour[..., 2], np.where(OBJECT, 60, 255))
 
 
 @pytest.mark.parametrize("suffix", [".jpg", ".png", ".tif", ".bmp", ".webp"])

@@ -10,7 +10,7 @@ import pytest
 from PIL import Image
 
 from unetlib import (
-    config,
+    REPOSITORY,
     find_samples,
     load_image,
     load_mask,
@@ -19,8 +19,8 @@ from unetlib import (
     rle_decode,
 )
 
-SAMPLE = config.REPOSITORY / "data" / "sample"
-FULLSIZE = config.REPOSITORY / "data" / "fullsize"
+SAMPLE = REPOSITORY / "data" / "sample"
+FULLSIZE = REPOSITORY / "data" / "fullsize"
 ANGLES = list(range(1, 17))
 
 

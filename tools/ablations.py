@@ -13,9 +13,9 @@ from pathlib import Path
 import pandas as pd
 
 from unetlib import (
+    REPOSITORY,
     CarvanaDataset,
     Recipe,
-    config,
     dice,
     evaluate,
     find_samples,
@@ -28,7 +28,7 @@ from unetlib.store.runs import Run
 from unetlib.support.files import whole_file
 from unetlib.support.profile import PROFILES
 
-CSV = config.REPOSITORY / "notebooks" / "ablations.csv"
+CSV = REPOSITORY / "notebooks" / "ablations.csv"
 SEEDS = (0, 1, 2)
 # A quarter of the channels and half of the side, so that a run takes about half a minute.
 BASELINE = Recipe(widths=(16, 32, 64), size=64, precision="fp32")
@@ -62,7 +62,7 @@ def fullsize_dice(run: Run, samples: pd.DataFrame) -> float:
 
 def tables(name: str, seed: int) -> tuple[pd.DataFrame, pd.DataFrame, pd.DataFrame]:
     """Images to train on, to choose the best epoch by, and of unseen cars to judge by."""
-    train, unseen = split_by_group(find_samples(config.REPOSITORY / "data" / "sample"))
+    train, unseen = split_by_group(find_samples(REPOSITORY / "data" / "sample"))
     train = PROFILES["laptop"].thin(train)
     if name not in SPLITS:
         return train, unseen, unseen

@@ -249,13 +249,13 @@ def run(paths: list[Path], in_place: bool) -> int:
 def print_results() -> None:
     """What the runs of this data set and profile learned, and what was exported."""
     import unetlib
-    from unetlib import Recipe, config, find_runs, find_samples, models_dir, split_by_group
+    from unetlib import Recipe, data_dir, find_runs, find_samples, models_dir, split_by_group
     from unetlib.support.memory import fingerprint
 
     _, val = split_by_group(find_samples())
     profile, data = unetlib.profile(), fingerprint(val)
     baseline = asdict(profile.scale(Recipe()))
-    print(f"Learned from {config.data_dir()}, {profile}.")
+    print(f"Learned from {data_dir()}, {profile}.")
     print(f"Validation Dice (mean over {len(val)} images, {val['group'].nunique()} unseen groups):")
     for run in find_runs():
         if run.details["profile"] != profile.name or not run.details["data"].endswith(data):

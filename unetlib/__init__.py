@@ -1,9 +1,9 @@
 """Learn image segmentation by building a U-Net: the code behind the six notebooks.
 
-The modules beside this file are the lesson, read in this order: ``config``, ``pictures``,
-``masks``, ``carvana``, ``recipe``, ``seeds``, ``dataset``, ``model``, ``losses``, ``device``,
-``metrics``, ``training``, ``plots``. They need nothing of the sub-packages behind them:
-``support``, ``store`` (runs on disk), ``deploy`` (formats, prediction), ``fetch`` (data sets).
+The modules beside this file are the lesson, read in this order: ``pictures``, ``masks``,
+``carvana``, ``recipe``, ``seeds``, ``dataset``, ``model``, ``losses``, ``device``, ``metrics``,
+``training``, ``plots``. They need nothing of the sub-packages behind them: ``support``, ``store``
+(runs on disk), ``deploy`` (formats, prediction), ``fetch`` (data sets).
 """
 
 from importlib import import_module
@@ -12,7 +12,6 @@ __version__ = "0.3.0"
 
 # Where each public name lives; imported when it is first asked for (PEP 562), as PyTorch is slow.
 _HOMES = {
-    "config": "REPOSITORY data_dir fullsize_dir",
     "pictures": "DataError load_image",
     "masks": "load_coverage load_mask rle_decode rle_encode",
     "carvana": "split_by_group",
@@ -24,7 +23,7 @@ _HOMES = {
     "metrics": "dataset_logits dice evaluate iou predict_dataset",
     "training": "OPTIMIZERS SCHEDULES TrainingError",
     "plots": "overlay show_images",
-    "support.folders": "cache_dir models_dir runs_dir",
+    "support.folders": "REPOSITORY cache_dir data_dir fullsize_dir models_dir runs_dir",
     "support.cache": "decode_once",
     "support.profile": "own_data profile",
     "support.errors": "ModelFileError RunError",

@@ -3,8 +3,8 @@
 Carvana's layout: ``train/<car>_<angle>.jpg`` and ``train_masks/<car>_<angle>_mask.gif``, where the
 car is 12 hex digits and the angle counts 01..16 round the turntable; ``test/`` holds photos without
 masks, ``train_masks.csv`` the masks as run lengths, ``metadata.csv`` a line per car
-(https://www.kaggle.com/c/carvana-image-masking-challenge/data). Own pictures: ``images/`` and
-``masks/``, or Carvana's folders, with any names.
+(https://www.kaggle.com/c/carvana-image-masking-challenge/data). Own pictures: the folders of
+``FOLDERS``, with any names.
 """
 
 import re
@@ -15,29 +15,27 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from unetlib import config
-from unetlib.pictures import DataError, Problem, image_size
+from unetlib.pictures import SUFFIXES, DataError, Problem, image_size
 
-IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".tif", ".tiff", ".bmp", ".webp")
-MASK_SUFFIXES = (".gif", ".pbm", ".pgm", ".ppm", ".tga", *IMAGE_SUFFIXES)
-FOLDERS = (("train", "train_masks"), ("train_hq", "train_masks"), ("images", "masks"))
+FOLDERS = ("train", "train_masks"), ("train_hq", "train_masks")
+FOLDERS += ("images", "masks"), ("images", "labels"), ("imgs", "masks")
 CAR = re.compile(r"[0-9a-fA-F]{12}_[0-9]{2}")  # <car>_<angle>
 Pair = tuple[Path, Path | None]  # a picture and its mask, if it has one
 Row = tuple[str, str, str, int, int]  # id, image, mask, width, height
 
 
-def find_samples(root: str | Path | None = None) -> pd.DataFrame:
+def find_samples(root: str | Path) -> pd.DataFrame:
     """List a data set's images with their masks, one row each.
 
     Trusts the files: ``unetlib.find_samples`` leaves out what is broken, and takes other folders.
 
     Args:
-        root: a folder in one of the layouts above; None: ``config.data_dir()``.
+        root: a folder in one of the layouts above.
 
     Returns:
         A table, see ``sample_table``, sorted by id, images with masks before those without.
     """
-    pairs, _, cars = list_pairs(Path(root) if root is not None else config.data_dir())
+    pairs, _, cars = list_pairs(Path(root))
     return sample_table(map(row_of, pairs), cars)
 
 
@@ -71,12 +69,12 @@ def list_pairs(root: Path) -> tuple[list[Pair], list[Problem], bool]:
     By name alone. Where at least half of ``train/`` has Carvana's names, others are left out.
     """
     images, masks = folders_in(root)
-    photos, tests = (files_in(folder, IMAGE_SUFFIXES) for folder in (images, root / "test"))
+    photos, tests = (files_in(folder, SUFFIXES) for folder in (images, root / "test"))
     others, judged = {one for one in photos + tests if not CAR.fullmatch(one.stem)}, photos or tests
-    cars = images.name != "images" and 2 * len(others.intersection(judged)) <= len(judged)
+    cars = images.name.startswith("train") and 2 * len(others.intersection(judged)) <= len(judged)
     others = others if cars else set()
     kept = [path for path in photos if path not in others]
-    pairs, problems = pair_up(kept, files_in(masks, MASK_SUFFIXES) if judged else [])
+    pairs, problems = pair_up(kept, files_in(masks, SUFFIXES) if judged else [])
     pairs += [(path, None) for path in tests if path not in others]
     what, remedy = "the name is not <car>_<angle>", "rename it, as in 0123456789ab_01.jpg"
     return pairs, problems + [Problem(str(one), what, remedy) for one in sorted(others)], cars
@@ -104,9 +102,9 @@ def pair_up(images: list[Path], masks: list[Path]) -> tuple[list[Pair], list[Pro
 
 
 def folders_in(root: Path) -> tuple[Path, Path]:
-    """The folders of a data set's images and masks: the first of ``FOLDERS`` that is there."""
+    """The folders of a data set's images and masks: the first of ``FOLDERS`` that are there."""
     found = [(root / images, root / masks) for images, masks in FOLDERS]
-    return next((pair for pair in found if files_in(pair[0])), found[0])
+    return min(found, key=lambda pair: [not files_in(folder) for folder in pair])
 
 
 def files_in(folder: Path, suffixes: tuple[str, ...] = ("",)) -> list[Path]:

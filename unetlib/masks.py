@@ -9,7 +9,12 @@ from unetlib.pictures import UNREADABLE, DataError, Problem, shrink, sides, unre
 
 
 def load_mask(path: str | Path, mask_value: float | None = None) -> np.ndarray:
-    """Read a mask file as a boolean array ``(H, W)``, True on the object.
+    """Read a mask file as a boolean array ``(H, W)``, True on the object; see ``read_mask``."""
+    return read_mask(path, mask_value)[0]
+
+
+def read_mask(path: str | Path, mask_value: float | None = None) -> tuple[np.ndarray, float | None]:
+    """Read a mask file: True on the object, and the grey that the object has in it.
 
     Without a ``mask_value``, 0 is background and any one other value the object. Carvana's masks
     are palette GIFs whose pixels are palette *indices* 0 and 1; going through the palette to grey
@@ -18,6 +23,9 @@ def load_mask(path: str | Path, mask_value: float | None = None) -> np.ndarray:
     Args:
         mask_value: the object's value, among any number of others: in palette images the index as
             stored, else the grey. None (or nan, as joined tables have): see above.
+
+    Returns:
+        Boolean array ``(H, W)``, and the grey: None where there is no object.
 
     Raises:
         DataError: unreadable, animated, or nothing says which of its values is the object.
@@ -32,7 +40,7 @@ def load_mask(path: str | Path, mask_value: float | None = None) -> np.ndarray:
     except UNREADABLE as error:
         raise DataError(unreadable(path, error)) from None
     if mask_value is not None and mask_value == mask_value:
-        return np.asarray(stored) == mask_value
+        return np.asarray(stored) == mask_value, mask_value
     counts = (image.getcolors(image.width * image.height) for image in (stored, shown))
     values, greys = (sorted(value for _, value in one) for one in counts)
     known = greys in ([255], [65535]) or 0 in greys
@@ -43,7 +51,7 @@ def load_mask(path: str | Path, mask_value: float | None = None) -> np.ndarray:
         if len(values) < 20:
             remedy = f"say which: find_samples(..., mask_value={values[-1]:g})"
         raise DataError(Problem(str(path), problem, remedy))
-    return np.asarray(shown) != 0
+    return np.asarray(shown) != 0, min(greys[-1], 255) or None  # 65,535 is white, too
 
 
 def load_coverage(

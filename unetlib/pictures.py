@@ -3,12 +3,15 @@
 import operator
 import os
 import struct
+import warnings
 import zlib
 from typing import NamedTuple
 
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 
+Image.init()
+SUFFIXES = tuple(sorted(end for end, kind in Image.EXTENSION.items() if kind in Image.OPEN))
 ORIENTATION = 0x0112  # the EXIF tag that says how the camera was held
 # All that Pillow was seen to raise while reading some 150,000 damaged pictures.
 UNREADABLE = (OSError, SyntaxError, ValueError, TypeError, LookupError, ArithmeticError, EOFError)
@@ -37,12 +40,15 @@ class DataError(ValueError):
 def load_image(source, size: int | tuple[int, int], colour: bool = False) -> np.ndarray:
     """Read an image as the model sees it; dataset, calibration and predictor all call this.
 
-    Grey or RGB, upright (EXIF), stretched to the size without borders, by area averaging. A JPEG is
-    decoded at half scale where that leaves 4 times the target: under half a grey level off.
+    Grey or RGB, upright (EXIF), on white where it is transparent, stretched to the size without
+    borders, by area averaging. A JPEG is decoded at half scale where that leaves 4 times the
+    target: under half a grey level off. One warning a folder where 10, 12 or 14 bits in files of 16
+    may have made it nearly black.
 
     Args:
         source: a path, an open file, a PIL image, or an array ``(H, W)``, ``(H, W, 1)``,
-            ``(H, W, 3)`` or ``(H, W, 4)``: uint8, uint16, boolean, or float in [0, 1].
+            ``(H, W, 3)`` or ``(H, W, 4)``: uint8, uint16, boolean, or float in [0, 1]. Red comes
+            first: turn OpenCV's arrays round, ``array[:, :, ::-1]``.
         size: side of the square, or ``(height, width)``, in pixels.
 
     Returns:
@@ -89,10 +95,9 @@ def shrink(image: Image.Image, height: int, width: int, colour: bool = False) ->
 def _from_array(array: np.ndarray) -> Image.Image:
     shape, kind = array.shape, array.dtype
     array = array[:, :, 0] if shape[2:] == (1,) else array
-    if kind == np.uint16:
-        array = (array / 257 + 0.5).astype(np.uint8)
-    elif kind.kind in "bf" and array.size and 0 <= array.min() <= array.max() <= 1:
-        array = (array * 255.0 + 0.5).astype(np.uint8)
+    fractions = kind.kind in "bf" and array.size and 0 <= array.min() <= array.max() <= 1
+    if fractions or kind == np.uint16:
+        array = eight_bits(array)
     is_image = array.ndim > 1 and array.shape[2:] in ((), (3,), (4,)) and array.size
     if array.dtype != np.uint8 or not is_image:
         raise TypeError(f"shape {shape}, type {kind}: not (H, W) or (H, W, 3) in uint8 or [0, 1]")
@@ -100,22 +105,43 @@ def _from_array(array: np.ndarray) -> Image.Image:
 
 
 def upright(image: Image.Image) -> Image.Image:
-    """The image as it is seen (EXIF rotation applied), with at most 8 bits a channel.
+    """The image as it is seen (EXIF rotation applied, on white), with at most 8 bits a channel.
 
     Raises:
-        DataError: it has more than 8 bits a channel, and which grey is white cannot be told.
+        DataError: see ``scale``.
     """
+    place = os.path.dirname(getattr(image, "filename", "")) or "pictures"
     image = ImageOps.exif_transpose(image)
-    if image.mode[0] not in "IF":
-        return image
-    greys = np.asarray(image)  # convert() would clip them
+    if image.mode[0] in "IF":  # convert() would clip them
+        return Image.fromarray(eight_bits(np.asarray(image), place))
+    if image.has_transparency_data:
+        white = Image.new("RGBA", image.size, "white")
+        return Image.alpha_composite(white, image.convert("RGBA"))
+    return image
+
+
+def eight_bits(greys: np.ndarray, place: str = "arrays") -> np.ndarray:
+    white, dim = scale(greys)
+    if dim:
+        problem = f"greys that end below a quarter of {white}, so nearly black"
+        remedy = "save them with 8 bits a channel, unless they are that dark"
+        warnings.warn(str(Problem(place, problem, remedy)), stacklevel=4)  # shown once a place
+    return (greys / white * 255 + 0.5).astype(np.uint8)
+
+
+def scale(greys: np.ndarray) -> tuple[int, bool]:
+    """Which grey is white in uint16, int32, float or boolean, and whether none is near to it.
+
+    Raises:
+        DataError: which one is white cannot be told.
+    """
     least, most = greys.min(initial=0), greys.max(initial=0)
-    whites = dict(F=[1], I=[255, 65_535]).get(image.mode, [65_535])
+    whites = [1] if greys.dtype.kind in "bf" else [255, 65_535] if greys.itemsize > 2 else [65_535]
     white = next((white for white in whites if least >= 0 and most <= white), None)
     if white is None:
-        problem = f"greys from {least:.3g} to {most:.3g}: which one is white cannot be told"
+        problem = f"greys from {least:g} to {most:g}: which one is white cannot be told"
         raise DataError(Problem("picture", problem, "save it with 8 bits a channel"))
-    return Image.fromarray((greys / white * 255 + 0.5).astype(np.uint8))
+    return white, bool(0 < most < white / 4)
 
 
 def image_size(image) -> tuple[int, int]:

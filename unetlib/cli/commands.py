@@ -17,7 +17,6 @@ from typing import Annotated, Literal, get_type_hints
 from tyro.conf import OmitArgPrefixes, Positional, arg
 
 import unetlib  # its names are imported when they are first used
-from unetlib import config
 from unetlib.deploy import manifest
 from unetlib.deploy.images import code_files, mask_files
 from unetlib.recipe import BUILT_IN, Recipe
@@ -209,7 +208,7 @@ def subset(
 
 def check(data: Positional[Data] = None, json: Json = False):
     """Find all that is wrong with a data set's pictures, masks and csv files; if so, status 1."""
-    folder = data if data is not None else config.data_dir()
+    folder = data if data is not None else folders.data_dir()
     problems = unetlib.check(folder).to_dict("records")
     if not json:
         for row in problems:

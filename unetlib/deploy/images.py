@@ -5,7 +5,7 @@ from collections import Counter
 from collections.abc import Iterable
 from pathlib import Path
 
-from unetlib.carvana import IMAGE_SUFFIXES
+from unetlib.pictures import SUFFIXES as IMAGE_SUFFIXES
 from unetlib.pictures import DataError
 
 # What a data set calls its own masks; the csv files look like a submission.

@@ -2,11 +2,11 @@
 
 from pathlib import Path
 
-from unetlib import config
 from unetlib.fetch.archive import unpack
 from unetlib.fetch.samples import find_samples
 from unetlib.fetch.subset import write_subset
 from unetlib.pictures import DataError
+from unetlib.support import folders
 
 COMPETITION = "carvana-image-masking-challenge"
 ARCHIVES = ("train.zip", "train_masks.zip", "train_masks.csv.zip", "metadata.csv.zip")
@@ -34,7 +34,7 @@ def download(target=None, subset: int | None = None, test=False, source=None) ->
     Raises:
         DataError: no access, no network, a damaged archive, or an incomplete data set.
     """
-    target = Path(target or config.REPOSITORY / "data" / "carvana").resolve()
+    target = Path(target or folders.REPOSITORY / "data" / "carvana").resolve()
     for name in (*ARCHIVES, "test.zip") if test else ARCHIVES:
         archive = _fetch(name) if source is None else _find_archive(Path(source), name)
         if archive is not None:

@@ -10,20 +10,32 @@ from functools import partial
 from numbers import Real
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 from PIL import Image
 from tqdm.auto import tqdm
 
-from unetlib import carvana, config
-from unetlib.carvana import IMAGE_SUFFIXES, MASK_SUFFIXES, Pair, files_in, folders_in
-from unetlib.masks import load_mask
-from unetlib.pictures import ORIENTATION, UNREADABLE, DataError, Problem, image_size, unreadable
+from unetlib import carvana
+from unetlib.carvana import Pair, files_in, folders_in
+from unetlib.masks import read_mask
+from unetlib.pictures import (
+    ORIENTATION,
+    SUFFIXES,
+    UNREADABLE,
+    DataError,
+    Problem,
+    image_size,
+    scale,
+    unreadable,
+)
+from unetlib.support import folders
 from unetlib.support.memory import recall, remembered
 
-# A row of the table, or None if the pair cannot be used; and what is to be said of it.
-Finding = tuple[carvana.Row | None, list[Problem]]
+# A row of the table, or None if the pair cannot be used; what is to be said of it; the grey of the
+# object in its mask.
+Finding = tuple[carvana.Row | None, list[Problem], float | None]
 
-VERSION = 3  # raise it when inspect finds other things: what is remembered is forgotten
+VERSION = 4  # raise it when inspect finds other things: what is remembered is forgotten
 
 
 def find_samples(
@@ -41,7 +53,7 @@ def find_samples(
     ``check`` looks more closely. Usable pairs are remembered: the next call opens what has changed.
 
     Args:
-        root: a folder with images/ and masks/, or as Carvana's; None: ``config.data_dir()``.
+        root: a folder with images/ and masks/, or as Carvana's; None: ``unetlib.data_dir()``.
         images, masks: instead of root, a folder or a pattern (``"scans/**/*.png"``) of each, no two
             of one name; a mask's name is its image's, perhaps with an ending (``leaf1_mask``) that
             all share. Without masks, the pictures are for predictions only.
@@ -61,11 +73,11 @@ def find_samples(
     if not isinstance(mask_value, Real | None):
         raise ValueError(f"mask_value={mask_value!r} is no number: give a value that masks have.")
     if images is None:
-        root = Path(root if root is not None else config.data_dir())
+        root = Path(root if root is not None else folders.data_dir())
         listed = list_folder(root)
     else:
-        labels = {} if masks is None else dict.fromkeys(_files_of(masks, MASK_SUFFIXES))
-        photos = [path for path in _files_of(images, IMAGE_SUFFIXES) if path not in labels]
+        labels = {} if masks is None else dict.fromkeys(_files_of(masks))
+        photos = [path for path in _files_of(images) if path not in labels]
         pairs = [(path, None) for path in photos], []
         listed = *(pairs if masks is None else carvana.pair_up(photos, list(labels))), False
     places = [one and os.path.abspath(one) for one in (root, images, masks)]
@@ -79,12 +91,19 @@ def find_samples(
 
 
 def list_folder(root: Path) -> tuple[list[Pair], list[Problem], bool]:
-    """``carvana.list_pairs``, archives that were not unpacked, and a folder without images."""
+    """``carvana.list_pairs``, other files beside them, archives that were not unpacked, and a
+    folder without images.
+    """
     (pairs, problems, cars), here = carvana.list_pairs(root), files_in(root)
+    for folder in (*folders_in(root), root / "test") if pairs else ():
+        for path in sorted({*files_in(folder)} - {*files_in(folder, SUFFIXES)}):
+            problems.append(Problem(str(path), "ignored: no picture", "save it as PNG, or move it"))
     for name in ("metadata.csv", "train_masks.csv", "train_masks", "train"):
         archive = root / f"{name}.zip"
         if archive in here and root / name not in here:
             remedy = f'run `python -m zipfile -e "{archive}" "{root}"`'
+            if not os.access(root, os.W_OK):
+                remedy = f'run `python -m unetlib download --from "{root}" --target carvana`'
             problems.insert(0, Problem(str(archive), "not unpacked", remedy))
     if not pairs and not problems:
         what = "no images here that you may see" if os.path.isdir(root) else "no such folder"
@@ -94,11 +113,11 @@ def list_folder(root: Path) -> tuple[list[Pair], list[Problem], bool]:
     return pairs, problems, cars
 
 
-def _files_of(place: str | Path, suffixes: tuple[str, ...]) -> list[Path]:
+def _files_of(place: str | Path) -> list[Path]:
     """The pictures in a folder, or all visible files that a pattern describes, sorted."""
     place = Path(place).expanduser()
     files = [Path(path) for path in glob.glob(str(place), recursive=True) if os.path.isfile(path)]
-    files = files_in(place, suffixes) or sorted(files, key=lambda one: (one.stem, one))
+    files = files_in(place, SUFFIXES) or sorted(files, key=lambda one: (one.stem, one))
     if not files:
         raise DataError(f"{place}: no pictures; give a folder, or a pattern like photos/*.png.")
     return files
@@ -106,12 +125,20 @@ def _files_of(place: str | Path, suffixes: tuple[str, ...]) -> list[Path]:
 
 def collect(listed: tuple, look: Callable[[Pair], Finding], group=None) -> pd.DataFrame:
     """The table of ``find_samples``, perhaps empty; ``look`` is ``inspect`` or does more."""
-    (pairs, problems, cars), rows = listed, {}
+    (pairs, problems, cars), rows, kinds = listed, {}, {}
     with ThreadPoolExecutor() as pool:  # Pillow decodes outside of the interpreter lock
-        for row, found in tqdm(pool.map(look, pairs), "checking images", len(pairs), delay=1):
+        for row, found, kind in tqdm(pool.map(look, pairs), "checking images", len(pairs), delay=1):
             problems += found
+            if row and kind is not None:
+                kinds.setdefault(kind, []).append(row[2])
             if row and rows.setdefault(row[0], row) is not row:
                 problems.append(Problem(row[1], "another image has this id", "rename or delete it"))
+    usual, *others = sorted(kinds, key=lambda kind: -len(kinds[kind])) or [None]
+    for kind in others:
+        less, more = len(kinds[kind]), len(kinds[usual])
+        doubt = f"kept, but {less} masks have the object as {kind:g}, and {more} as {usual:g}"
+        remedy = f"if these are two things, choose one: find_samples(..., mask_value={kind:g})"
+        problems.append(Problem(kinds[kind][0], doubt, remedy))
     samples = carvana.sample_table(list(rows.values()), cars, group)
     samples.attrs["problems"] = problems
     return samples
@@ -120,19 +147,22 @@ def collect(listed: tuple, look: Callable[[Pair], Finding], group=None) -> pd.Da
 def _inspect_once(pair: Pair, known: dict, mask_value: float | None) -> Finding:
     """``inspect``, unless the pair is known to be usable and neither file has changed since."""
     key = f"{pair[0]} {pair[1]}"
-    row, doubts = recall(known, key, pair, partial(inspect, pair, mask_value))
+    row, doubts, kind = recall(known, key, pair, partial(inspect, pair, mask_value))
     if row is None:  # looked at each time: the reason may lie outside of the files
         known.pop(key, None)
-    return row, [Problem(*doubt) for doubt in doubts]
+    return row, [Problem(*doubt) for doubt in doubts], kind
 
 
 def inspect(pair: Pair, mask_value: float | None = None, whole: bool = False) -> Finding:
     """Look into a mask and an image, which is decoded if ``whole`` or if it lacks its end mark."""
-    (image, mask), size, problems, doubts = pair, None, [], []
+    (image, mask), size, kind, problems, doubts = pair, None, None, [], []
     try:
         with Image.open(image) as opened:
             if whole or not _ends_well(image):
                 opened.load()
+            if opened.mode[0] in "IF" and scale(np.asarray(opened))[1]:
+                doubt = "kept, but dark: its greys use under a quarter of its bits"
+                doubts.append(Problem(str(image), doubt, "save it with 8 bits a channel"))
             size = image_size(opened)
             turned = opened.getexif().get(ORIENTATION, 1) in range(2, 9)
             if mask and turned and size == opened.size[::-1]:
@@ -143,16 +173,16 @@ def inspect(pair: Pair, mask_value: float | None = None, whole: bool = False) ->
     except UNREADABLE as error:
         problems.append(unreadable(image, error))
     try:
-        pixels = load_mask(mask, mask_value) if mask else None
+        pixels, kind = read_mask(mask, mask_value) if mask else (None, None)
     except DataError as error:
-        return None, [*problems, error.problem]
+        return None, [*problems, error.problem], None
     if mask and size and size != pixels.shape:
         problem = "mask of {3}x{2} pixels for an image of {1}x{0}".format(*size, *pixels.shape)
         problems.append(Problem(str(mask), problem, "draw it again over the upright image"))
     elif mask and pixels.all() == pixels.any():
         doubt = f"kept, but all {'white: only' if pixels.all() else 'black: no'} object"
         doubts.append(Problem(str(mask), doubt, "compare it with the photo"))
-    return None if problems else carvana.row_of(pair), problems + doubts
+    return None if problems else carvana.row_of(pair), problems + doubts, kind
 
 
 def _ends_well(path: Path) -> bool:

@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pandas as pd
 
-from unetlib import config
 from unetlib.fetch.samples import warn_of
 from unetlib.pictures import DataError, Problem
+from unetlib.support import folders
 
 RECREATE = "write the file again or download it again"
 
@@ -40,7 +40,7 @@ def read_rles(root: str | Path | None = None) -> pd.Series | None:
 
 
 def _read(root: str | Path | None, name: str, *columns: str) -> pd.DataFrame | None:
-    table, problems = read_table(Path(root or config.data_dir()) / name, *columns)
+    table, problems = read_table(Path(root or folders.data_dir()) / name, *columns)
     if table is None and problems:
         raise DataError(problems[0])
     if table is None:

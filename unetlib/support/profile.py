@@ -3,8 +3,8 @@
 import os
 from dataclasses import dataclass, replace
 
-from unetlib import config
 from unetlib.pictures import sides
+from unetlib.support.folders import REPOSITORY, data_dir
 
 
 @dataclass(frozen=True)
@@ -79,4 +79,4 @@ def profile() -> Profile:
 
 def own_data() -> bool:
     """Whether another data set than the embedded one is in use: less can be asserted of it."""
-    return config.data_dir() != config.REPOSITORY / "data" / "sample"
+    return data_dir() != REPOSITORY / "data" / "sample"
