@@ -3,12 +3,16 @@
 Each folder's notebooks share a work folder, so that the baseline is trained once.
 """
 
+import os
+
 import course
 import numpy as np
 import pytest
 from PIL import Image, ImageDraw
 from test_notebooks import NOTEBOOKS
 from tqdm import tqdm
+
+from unetlib import REPOSITORY, own_data
 
 FOLDERS = {  # pictures, folders of images and masks, names, what ends a mask's, formats in turn
     "images and masks": (20, "images", "masks", "cell{:03d}", "", [".png"]),
@@ -44,6 +48,14 @@ def work(request, tmp_path_factory):
     place = tmp_path_factory.mktemp("own pictures")
     write_discs(place / "data", *FOLDERS[request.param])
     return place / "data", place / "home"
+
+
+def test_own_data_is_whatever_is_not_embedded(monkeypatch):
+    assert own_data()
+    monkeypatch.setenv("UNETLIB_DATA", os.path.relpath(REPOSITORY / "data" / "sample"))
+    assert not own_data()
+    monkeypatch.delenv("UNETLIB_DATA")
+    assert not own_data()
 
 
 @pytest.mark.slow
