@@ -15,6 +15,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import torch
+from bench_training import multiply_rate
 from PIL import Image
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -29,7 +30,6 @@ from unetlib import (
     load_model,
     load_predictor,
     models_dir,
-    multiply_rate,
     predictors_in,
     rle_encode,
     split_by_group,

@@ -25,9 +25,9 @@ from unetlib import (
     fit,
     fullsize_dir,
     make_loader,
-    multiply_rate,
     split_by_group,
 )
+from unetlib.device import autocast
 from unetlib.model import build
 from unetlib.support.speed import memory_kept
 from unetlib.training import Learner
@@ -134,6 +134,16 @@ def bench_training(train, val) -> None:
         f"Dice after {EPOCHS} epochs: textbook {score(models[0], val, recipe.size):.3f}, "
         f"fit {score(run.model('last'), val, recipe.size):.3f}"
     )
+
+
+def multiply_rate(device="cpu", precision="fp32") -> float:
+    """The rate in GFLOP/s at which this machine multiplies matrices: the limit for any network."""
+    device = torch.device(device)
+    matrix = torch.rand(2048, 2048, device=device)
+    with torch.inference_mode(), autocast(device, precision):
+        matrix @ matrix
+        fastest = min(seconds(lambda: (matrix @ matrix)[0, 0].item()) for _ in range(5))
+    return 2 * 2048**3 / fastest / 1e9
 
 
 def bench_arithmetic() -> None:

@@ -15,7 +15,6 @@ from unetlib import (
     compare,
     load_model,
     load_predictor,
-    multiply_rate,
     predictors_in,
     save_model,
 )
@@ -97,7 +96,3 @@ def test_a_cold_start_with_a_file_that_is_gone_is_an_error(exported, tmp_path):
     predictor.path.unlink()
     with pytest.raises(ModelFileError, match=r"model\.onnx"):
         cold_start(predictor)
-
-
-def test_the_machine_multiplies_at_a_rate_of_its_own():
-    assert 0.1 < multiply_rate() < 1e6

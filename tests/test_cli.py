@@ -241,6 +241,20 @@ def test_train_ends_in_one_json_object_and_answers_at_once_when_typed_again(
     assert read_manifest(tmp_path / "own").keys() == {FILES["pytorch"]}
 
 
+def test_train_also_shows_the_dice_of_the_images_with_an_object_where_some_masks_are_empty(
+    own_data_set, monkeypatch, capsys
+):
+    monkeypatch.setenv("UNETLIB_PROFILE", "ci")
+    Image.new("L", (60, 40)).save(own_data_set / "train_masks" / "000000000000_01_mask.gif")
+    Image.new("L", (60, 40)).save(own_data_set / "train_masks" / "000000000001_01_mask.gif")
+    typed = ["train", "--json", "--size", 32, "--epochs", 1, "--lr", 3e-4, "--data", own_data_set]
+    assert run(*typed) == 0
+    result = last_line(capsys.readouterr().out)
+    assert set(result) == TRAINED | {"best_dice_objects"}
+    assert result["best_dice_objects"] == load_run(result["run"]).best_dice_objects
+    assert result["best_dice_objects"] != result["best_dice"]
+
+
 def test_the_fast_recipe_can_be_named_and_changed(data_set, monkeypatch, capsys):
     monkeypatch.setenv("UNETLIB_PROFILE", "ci")
     settings = ["--size", 32, "--widths", 2, 4, "--loss", "bce"]
@@ -322,11 +336,12 @@ def test_export_takes_the_newest_run_and_marks_int8_that_loses_dice(
     assert [row["format"] for row in rows] == list(FILES)
     assert all(row["max_abs_diff"] <= 1e-4 for row in rows[:4])
     assert [row["note"] for row in rows] == ["", "", "", "", "undertrained?"]
-    assert {path.name for path in folder.iterdir()} == {*FILES.values(), "manifest.json"}
+    assert {path.name for path in folder.glob("[!.]*")} == {*FILES.values(), "manifest.json"}
     noted = {name: entry.get("note") for name, entry in read_manifest(folder).items()}
     assert noted == {row["file"]: row["note"] or None for row in rows}
-    (warning,) = [line for line in shown.err.splitlines() if line.startswith("warning: ")]
-    assert str(folder / FILES["int8"]) in warning
+    found = [line for line in shown.err.splitlines() if line.startswith("warning: ")]
+    named = [result["checkpoint"], str(folder / FILES["int8"])]  # other pictures; it loses Dice
+    assert all(name in line for name, line in zip(named, found, strict=True))
 
 
 def test_compare_prints_a_table_of_quality_speed_and_size(exported, tables, tmp_path, capsys):
@@ -353,7 +368,7 @@ def test_predict_writes_a_mask_per_image(exported, data_set, tmp_path, capsys):
     broken.write_text("<html>404</html>")
     model, out = exported[0] / FILES["int8"], tmp_path / "out"
     typed = ["predict", data_set / "test", photo, broken, "--model", model, "--output", out]
-    assert run(*typed, "--flip", "--json") == 0
+    assert run(*typed, "--flip", "--json") == 1
     result = last_line(capsys.readouterr().out)
     assert result == dict(images=6, unreadable=[str(broken)], output=str(out), model="int8")
     names = {path.name for path in out.glob("*.png")}
@@ -364,13 +379,40 @@ def test_predict_writes_a_mask_per_image(exported, data_set, tmp_path, capsys):
         assert set(np.unique(np.asarray(mask.convert("L")))) <= {0, 255}
 
 
+@pytest.mark.fault("a folder with a HEIC file, notes and a subfolder", "all named, and status 1")
+def test_predict_names_all_that_it_leaves_out_of_a_folder(exported, tmp_path, capsys):
+    folder = tmp_path / "phone"
+    (folder / "below").mkdir(parents=True)
+    names = ["a.png", "b.jpg", "c.webp", "d.tif", "e.bmp", "f.jfif", "g.gif", "below/h.png"]
+    for name in names:
+        picture = Image.new("RGB", (8, 6))
+        picture.save(folder / name, "JPEG" if name.endswith("jfif") else None)
+    (folder / "i.heic").write_bytes(b"\0\0\0\x18ftypheic")
+    (folder / "notes.txt").write_text("no picture")
+    typed = ["predict", folder, "--model", exported[0] / FILES["onnx"], "--output"]
+    assert run(*typed, tmp_path / "out.csv", "--json") == 1
+    shown = capsys.readouterr()
+    assert last_line(shown.out)["unreadable"] == [str(folder / "i.heic")]
+    (warning,) = [line for line in shown.err.splitlines() if line.startswith("warning: ")]
+    assert "below/" in warning and "notes.txt" in warning and "a.png" not in warning
+    lines = (tmp_path / "out.csv").read_text().splitlines()[1:]
+    assert [line.partition(",")[0] for line in lines] == names[:-1]
+    assert "i.heic" in (tmp_path / "out.unreadable.csv").read_text()
+    for name in ("i.heic", "notes.txt"):
+        (folder / name).unlink()
+    (folder / "below" / "h.png").unlink()
+    (folder / "below").rmdir()
+    assert run(*typed, tmp_path / "out.csv") == 0
+    assert "warning" not in capsys.readouterr().err
+
+
 @pytest.mark.skipif(sys.platform != "linux", reason="needs a file system that takes any bytes")
 @pytest.mark.fault("a name that is not UTF-8, in what predict prints", "shown escaped")
 def test_predict_to_csv_prints_a_name_that_is_not_utf8(exported, data_set, tmp_path, capsys):
     broken, output = (tmp_path / os.fsdecode(name) for name in (b"\xe9.jpg", b"\xe8.csv"))
     broken.write_bytes(b"no image")
     typed = ["predict", data_set / "test", broken, "--model", exported[0] / FILES["onnx"]]
-    assert run(*typed, "--output", output) == 0
+    assert run(*typed, "--output", output) == 1
     shown = capsys.readouterr()
     assert "predicting" in shown.err
     assert "unreadable: " in shown.out and r"\udce9.jpg" in shown.out and r"\udce8.csv" in shown.out

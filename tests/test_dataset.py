@@ -1,3 +1,4 @@
+import pickle
 import random
 import re
 import warnings
@@ -313,6 +314,43 @@ def test_an_augmentation_may_be_registered(tables, monkeypatch):
     assert torch.equal(dark[1][0], plain[1][0] / 2)
 
 
+@pytest.mark.fault("an augmentation that gives masks of 0 to 255, or nan", "refused, and named")
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        lambda images, masks: (images, 255 * masks),
+        lambda images, masks: (images, masks - 0.1),
+        lambda images, masks: (images, masks / 0),
+    ],
+    ids=["255", "below 0", "nan"],
+)
+def test_an_augmentation_must_keep_masks_in_range(tables, wrong):
+    with pytest.raises(ValueError, match="augment="):
+        CarvanaDataset(tables[1], 8, augment=wrong)[0]
+
+
+def test_an_augmentation_may_normalise_images(tables):
+    def normalised(images, masks):
+        return (images - 0.5) / 0.1, masks
+
+    image, _ = CarvanaDataset(tables[1], 8, augment=normalised)[0]
+    assert image.min() < -1
+
+
+@pytest.mark.parametrize("name", ["flip", "mild"])
+@pytest.mark.parametrize("kind", [torch.float64, torch.bfloat16])
+def test_augmented_images_keep_their_type_whatever_the_default_is(tables, name, kind):
+    dataset = CarvanaDataset(tables[1], 8, augment=name)
+    torch.set_default_dtype(kind)
+    try:
+        items = [dataset[0]]
+        dataset.epoch = (0, 1)
+        items += [dataset[0], AUGMENTATIONS[name](*(part[None] for part in items[0]))]
+    finally:
+        torch.set_default_dtype(torch.float32)
+    assert {part.dtype for item in items for part in item} == {torch.float32}
+
+
 @pytest.mark.fault("an augmentation that changes size, channels or type", "refused, and named")
 @pytest.mark.parametrize(
     "wrong",
@@ -332,6 +370,63 @@ def test_an_augmentation_must_keep_shapes_and_types(tables, wrong):
 def test_a_plain_loader_gets_batches_too(tables):
     images, masks = next(iter(DataLoader(CarvanaDataset(tables[1], 32), batch_size=3)))
     assert images.shape == masks.shape == (3, 1, 32, 32)
+
+
+# --------------------------------------------------------------------------- worker processes
+
+
+def stamped(images, masks):
+    """Three random numbers in the first three pixels of each image."""
+    drawn = [random.random(), np.random.random(), torch.rand(()).item()]
+    return images.flatten(1).index_fill(1, torch.arange(3), 0).index_add(
+        1, torch.arange(3), torch.tensor(drawn).expand(len(images), 3)
+    ).view_as(images), masks
+
+
+def epochs_of_workers(dataset, context: str, set_epoch: bool) -> list[list[tuple]]:
+    """What two persistent workers draw for two batches each, in three epochs."""
+    settings = dict(num_workers=2, persistent_workers=True, multiprocessing_context=context)
+    loader, found = DataLoader(dataset, batch_size=2, **settings), []
+    for epoch in range(3):
+        if set_epoch:
+            dataset.epoch = (7, epoch)
+        found.append([tuple(images[0].flatten()[:3].tolist()) for images, _ in loader])
+    return found
+
+
+@pytest.mark.parametrize("context", ["fork", "forkserver"])  # spawn hands over like forkserver
+def test_an_epoch_set_later_reaches_workers_that_run_already(tables, context):
+    dataset = CarvanaDataset(tables[0].iloc[:8], 8, augment=stamped)
+    found = epochs_of_workers(dataset, context, set_epoch=True)
+    for epoch in range(3):
+        dataset.epoch = (7, epoch)
+        batches = DataLoader(dataset, batch_size=2)  # in this process
+        assert found[epoch] == [tuple(images[0].flatten()[:3].tolist()) for images, _ in batches]
+    assert len({batch for epoch in found for batch in epoch}) == 12
+
+
+def test_without_an_epoch_workers_draw_other_numbers_than_each_other_and_before(tables):
+    dataset = CarvanaDataset(tables[0].iloc[:8], 8, augment=stamped)
+    assert dataset.epoch is None
+    found = epochs_of_workers(dataset, "fork", set_epoch=False)
+    batches = [batch for epoch in found for batch in epoch]
+    for library in zip(*batches, strict=True):
+        assert len(set(library)) == len(batches) == 12
+
+
+def test_an_epoch_is_kept_as_it_was_set_and_can_be_taken_back(tables):
+    one, other = (CarvanaDataset(tables[1], 8) for _ in range(2))
+    one.epoch = (10**14, 3)
+    assert one.epoch == (10**14, 3) and other.epoch is None
+    copied = pickle.loads(pickle.dumps(one))
+    one.epoch = None
+    assert one.epoch is None and copied.epoch == (10**14, 3)
+
+
+def test_a_data_set_can_be_handed_to_another_process_whatever_its_augmentation(moving):
+    moving.epoch = (0, 1)
+    copied = pickle.loads(pickle.dumps(moving))
+    assert torch.equal(stacked([copied[1]]), stacked([moving[1]]))
 
 
 # ------------------------------------------------------------------------------------ the loader

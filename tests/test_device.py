@@ -13,6 +13,18 @@ def test_the_device_picked_is_one_that_computes():
     assert torch.ones(2, device=pick_device()).sum().item() == 2
 
 
+@pytest.mark.fault("PyTorch's default device is meta, which has no numbers", "refused")
+def test_meta_is_no_device_to_compute_on():
+    with torch.device("meta"), pytest.raises(ValueError, match="meta"):
+        pick_device()
+    torch.set_default_device("meta")
+    try:
+        with pytest.raises(ValueError, match="meta"):
+            pick_device()
+    finally:
+        torch.set_default_device(None)
+
+
 @pytest.mark.skipif(
     platform.machine() != "x86_64" or not Path("/proc/cpuinfo").exists(),
     reason="asks Linux on x86 what the processor has",

@@ -76,7 +76,16 @@ TRAINED_SPREAD = 0.05  # Dice, with batch statistics from half of the batch each
 
 def parts(tables) -> dict:
     """Tables to judge; of the one image, only one process has a share."""
-    return {"train": tables[0], "val": tables[1], "one image": tables[1].iloc[:1]}
+    train, val = tables
+    return {"train": train, "val": val, "one image": val.iloc[:1], "an empty mask": val}
+
+
+def dataset_of(name: str, tables) -> CarvanaDataset:
+    dataset = CarvanaDataset(parts(tables)[name], 32, decode=decode_once)
+    if name == "an empty mask":
+        dataset.coverage = dataset.coverage.copy()
+        dataset.coverage[1] = 0
+    return dataset
 
 
 def one_of_two(rank: int, port: int, tables, weights: Path) -> dict:
@@ -91,10 +100,7 @@ def one_of_two(rank: int, port: int, tables, weights: Path) -> dict:
         }
         learner = begin(DEFAULT, 4, 1e-2, start_accelerator())
         learner.model.load_state_dict(torch.load(weights, weights_only=True)["model"])
-        gathered = {
-            name: learner.validate(CarvanaDataset(table, 32, decode=decode_once), 5)
-            for name, table in parts(tables).items()
-        }
+        gathered = {name: learner.validate(dataset_of(name, tables), 5) for name in parts(tables)}
         if rank == 0:
             with pytest.raises(TrainingError) as refused:
                 fit(TAKEN, *tables)
@@ -188,14 +194,18 @@ def test_a_run_begun_with_one_process_is_finished_by_two(single, double):
     assert largest_difference(one.model("last"), two.model("last")) < 1e-5
 
 
-@pytest.mark.parametrize("part", ["val", "train", "one image"])
+@pytest.mark.parametrize("part", ["val", "train", "one image", "an empty mask"])
 def test_the_gathered_dice_of_the_same_weights_is_exactly_equal(single, double, tables, part):
     model = single["default"].model("last")
-    expected = evaluate(model, CarvanaDataset(parts(tables)[part], 32))
+    expected = evaluate(model, dataset_of(part, tables))
     for process in ("main", "other"):
         gathered = double[process]["gathered"][part]
         assert gathered["val_dice"] == expected["dice"].mean()
         assert gathered["val_iou"] == expected["iou"].mean()
+        with_object = expected["dice"].drop(index=1) if part == "an empty mask" else None
+        assert ("val_dice_objects" in gathered) == (with_object is not None)
+        if with_object is not None:
+            assert gathered["val_dice_objects"] == with_object.mean()
 
 
 def test_with_batch_norm_the_trained_dice_agrees_within_a_spread(single, double):

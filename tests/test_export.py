@@ -17,6 +17,9 @@ from unetlib import (
     ModelFileError,
     UNet,
     export_all,
+    export_onnx,
+    export_program,
+    export_torchscript,
     load_predictor,
     parity,
     quantize_int8,
@@ -40,7 +43,7 @@ def nodes(path, kind):
 
 def test_all_files_are_there_and_nothing_else(exported):
     folder, table = exported
-    assert {path.name for path in folder.iterdir()} == {*FILES.values(), "manifest.json"}
+    assert {path.name for path in folder.glob("[!.]*")} == {*FILES.values(), "manifest.json"}
     assert list(table["file"]) == list(FILES.values())
     assert list(table["bytes"]) == [(folder / name).stat().st_size for name in FILES.values()]
 
@@ -208,7 +211,7 @@ def test_a_float_format_beyond_its_tolerance_is_refused_and_not_left_behind(
     with pytest.raises(ModelFileError, match=FILES["onnx"]):
         export_all(deeper, folder, train=train, val=doubled)
     left = {FILES[name] for name in ("pytorch", "torchscript", "exported", "int8")}
-    assert {path.name for path in folder.iterdir()} == {*left, MANIFEST}
+    assert {path.name for path in folder.glob("[!.]*")} == {*left, MANIFEST}
     assert set(read_manifest(folder)) == left
     for file in left:  # of the network given now
         predictor = load_predictor(folder / file)
@@ -238,5 +241,20 @@ def test_an_untrained_network_is_exported_in_every_format_twice(tables, tmp_path
             warnings.simplefilter("always")
             table = export_all(tmp_path / "untrained.pth", tmp_path / "m", train=train, val=val)
         assert (table["max_abs_diff"][:4] <= 1e-4).all()
-        assert {path.name for path in (tmp_path / "m").iterdir()} == {*FILES.values(), MANIFEST}
+        assert {path.name for path in (tmp_path / "m").glob("[!.]*")} == {*FILES.values(), MANIFEST}
         check_notes(tmp_path / "m", table, caught)
+
+
+@pytest.mark.parametrize("name", ["pytorch", "torchscript", "exported", "onnx"])
+def test_pytorchs_default_type_changes_no_file(trained, exported, images, tmp_path, name):
+    steps = dict(pytorch=save_model, torchscript=export_torchscript)
+    steps |= dict(exported=export_program, onnx=export_onnx)
+    expected = load_predictor(exported[0] / FILES[name], "cpu").logits(images)
+    torch.set_default_dtype(torch.float64)
+    try:
+        steps[name](model=trained.model(), path=tmp_path / FILES[name], size=32)
+        found = load_predictor(tmp_path / FILES[name], "cpu", trust=True).logits(images)
+    finally:
+        torch.set_default_dtype(torch.float32)
+    assert found.dtype == np.float32
+    np.testing.assert_allclose(found, expected, atol=1e-5)

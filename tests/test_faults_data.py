@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from drawn_cars import draw_car, write_data_set
-from PIL import Image, ImageFilter
+from PIL import ExifTags, Image, ImageFilter
 
 from unetlib import (
     CarvanaDataset,
@@ -32,7 +32,6 @@ from unetlib import (
 )
 from unetlib.__main__ import main
 from unetlib.dataset import decode
-from unetlib.pictures import ORIENTATION
 
 ID = "000000000000_05"
 PHOTO, MASK = f"train/{ID}.jpg", f"train_masks/{ID}_mask.gif"
@@ -119,7 +118,7 @@ def decompression_bomb(path: Path) -> None:
 def mask_of_the_stored_size(root):
     """The photo is seen upright at 40x60, its mask was drawn over the stored 60x40 pixels."""
     exif = Image.Exif()
-    exif[ORIENTATION] = 6
+    exif[ExifTags.Base.Orientation] = 6
     Image.open(root / PHOTO).save(root / PHOTO, exif=exif)
 
 
@@ -395,7 +394,7 @@ def test_a_photo_is_read_right_however_it_is_stored(root, store, tmp_path):
 )
 def test_a_photo_taken_sideways_agrees_with_its_mask(root, orientation, turn, tmp_path):
     exif = Image.Exif()
-    exif[ORIENTATION] = orientation
+    exif[ExifTags.Base.Orientation] = orientation
     expected = load_image(root / PHOTO, (40, 60)).astype(int)
     Image.open(root / PHOTO).transpose(turn).save(root / PHOTO, quality=95, exif=exif)
     assert check(root).empty
@@ -413,7 +412,7 @@ def whole_mask(colour):
 
 def half_turn(root):
     exif = Image.Exif()
-    exif[ORIENTATION] = 3
+    exif[ExifTags.Base.Orientation] = 3
     photo = Image.open(root / PHOTO).transpose(Image.Transpose.ROTATE_180)
     photo.save(root / PHOTO, exif=exif)
 

@@ -7,6 +7,7 @@ import random
 import shutil
 import signal
 import time
+import warnings
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import asdict, replace
@@ -16,6 +17,7 @@ import pandas as pd
 import pytest
 import torch
 from other_process import FORKS, in_another_process, start
+from PIL import Image
 
 from unetlib import (
     CarvanaDataset,
@@ -25,6 +27,7 @@ from unetlib import (
     RunError,
     TrainingError,
     UNet,
+    bce_loss,
     clean_runs,
     compare_runs,
     evaluate,
@@ -33,6 +36,7 @@ from unetlib import (
     fit,
     load_model,
     load_run,
+    plot_history,
     runs_dir,
     split_by_group,
 )
@@ -215,6 +219,126 @@ def test_the_seed_alone_makes_the_run(tables, uninterrupted):
     before = torch.get_rng_state()
     assert_same_run(fit(RECIPE, *tables), uninterrupted)
     assert torch.equal(torch.get_rng_state(), before)
+
+
+@pytest.mark.parametrize("kind", [torch.float64, torch.bfloat16])
+def test_pytorchs_default_type_changes_nothing(tables, uninterrupted, kind):
+    torch.set_default_dtype(kind)
+    try:
+        assert_same_run(fit(RECIPE, *tables), uninterrupted)
+    finally:
+        torch.set_default_dtype(torch.float32)
+
+
+@pytest.mark.fault("PyTorch's default device is meta, which has no numbers", "refused; runs load")
+def test_nothing_is_trained_on_meta_and_models_load_all_the_same(tables, trained):
+    expected = trained.model()
+    with torch.device("meta"):
+        with pytest.raises(ValueError, match="meta"):
+            fit(RECIPE, *tables)
+        assert same_weights(trained.model(), expected)
+    assert find_runs() == []
+
+
+def test_training_and_validation_losses_are_against_the_same_kind_of_masks(tables):
+    recipe = replace(ONE_EPOCH, mask="soft", loss="bce")
+    run, model = fit(recipe, *tables), fit(recipe, *tables).model("last")
+    hard, soft = (CarvanaDataset(tables[1], 32, mask=kind) for kind in ("hard", "soft"))
+    losses = [evaluate(model, one, loss=bce_loss)["loss"].mean() for one in (hard, soft)]
+    assert run.history["val_loss"][0] == pytest.approx(losses[1], abs=1e-6)
+    assert abs(losses[0] - losses[1]) > 1e-4
+    assert run.best_dice == pytest.approx(evaluate(model, hard)["dice"].mean(), abs=1e-6)
+
+
+# ------------------------------------------------------------------------------------ empty masks
+
+
+class Blind(torch.nn.Conv2d):
+    """Finds nothing, whatever it has learned."""
+
+    def __init__(self):
+        super().__init__(1, 1, 1)
+
+    def forward(self, x):
+        return super().forward(x).clamp(-1, 1) - 20
+
+
+BLIND = Recipe(network=Blind, size=32, epochs=2, batch_size=5, precision="fp32")
+
+
+@pytest.fixture
+def mostly_empty(tables, tmp_path):
+    """(train, val): in 3 of the 4 validation images there is nothing."""
+    Image.new("L", (60, 40)).save(tmp_path / "empty.png")
+    val = tables[1].copy()
+    val.loc[:2, "mask"] = str(tmp_path / "empty.png")
+    return tables[0], val
+
+
+def test_the_dice_of_the_images_with_an_object_stands_beside_that_of_all(mostly_empty, recwarn):
+    run = fit(RECIPE, *mostly_empty)
+    table = evaluate(run.model(), CarvanaDataset(mostly_empty[1], 32))
+    assert run.best_dice == pytest.approx(table["dice"].mean(), abs=1e-6)
+    assert run.best_dice_objects == pytest.approx(table["dice"][3], abs=1e-6)
+    assert run.best_dice_objects != run.best_dice
+    compared = compare_runs([run]).iloc[0]
+    assert (
+        compared["dice_objects"] == run.best_dice_objects == load_run(run.folder).best_dice_objects
+    )
+    assert plot_history(run).axes[1].lines[1].get_ydata()[-1] == run.history["val_dice_objects"][2]
+    assert "finds no" not in " ".join(str(one.message) for one in recwarn)
+
+
+def test_a_run_on_empty_masks_goes_on_to_the_same_history(mostly_empty):
+    expected = without_seconds(fit(RECIPE, *mostly_empty).history)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", FutureWarning)
+        fit(RECIPE, *mostly_empty, retrain=True, on_epoch=stop)
+        run = fit(RECIPE, *mostly_empty)
+    pd.testing.assert_frame_equal(without_seconds(run.history), expected)
+    metric = fit(RECIPE, *mostly_empty, metrics={"area": area})
+    assert metric.best_dice_objects == run.best_dice_objects
+    assert 0 < metric.at_best("val_area") < 1
+
+
+def area(probabilities, masks):
+    return probabilities.mean((1, 2, 3))
+
+
+@pytest.mark.fault("most masks are empty, and the model finds nothing: Dice 0.75", "a warning")
+def test_a_model_that_finds_nothing_is_named_each_time_it_is_asked_for(mostly_empty, tables):
+    for _ in ("trained", "found again"):
+        with pytest.warns(UserWarning) as warned:
+            run = fit(BLIND, *mostly_empty)
+        (said,) = [str(one.message) for one in warned if run.folder.name in str(one.message)]
+        assert "dice_objects" in said and "bce_dice" in said
+        assert (run.best_dice, run.best_dice_objects) == (0.75, 0)
+    with pytest.warns(UserWarning, match="bce_dice"):  # where every mask has an object, too
+        assert fit(BLIND, *tables).best_dice == 0
+
+
+@pytest.mark.fault("no validation mask has an object", "a warning")
+def test_a_validation_set_without_any_object_is_named(mostly_empty):
+    train, val = mostly_empty
+    with pytest.warns(UserWarning, match="check that they have some"):
+        run = fit(ONE_EPOCH, train, val.iloc[:3])
+    assert np.isnan(run.best_dice_objects) and run.best_epoch == 1
+
+
+def test_the_epoch_that_finds_most_objects_can_be_kept(mostly_empty):
+    run = fit(RECIPE, *mostly_empty, best_by=("dice_objects", "max"))
+    assert run.best_epoch == run.history["val_dice_objects"].argmax() + 1
+    stopped = fit(replace(RECIPE, seed=1), *mostly_empty, on_epoch=stop, best_by=run.best_by)
+    again = fit(replace(RECIPE, seed=1), *mostly_empty, best_by=run.best_by)
+    assert len(stopped.history) == 1 and again.finished
+    assert load_run(again.folder).best_by == ("dice_objects", "max")
+
+
+def test_where_every_mask_has_an_object_it_is_the_epoch_of_the_best_dice(tables, uninterrupted):
+    run = fit(RECIPE, *tables, best_by=("dice_objects", "max"))
+    assert run.best_epoch == uninterrupted.best_epoch
+    assert run.best_dice_objects == run.best_dice
+    assert "val_dice_objects" not in run.history
 
 
 # ----------------------------------------------------------------------------- stopped and resumed
@@ -617,7 +741,8 @@ def two_epochs(tables, one_thread, tmp_path_factory):
     ("name", "damage"),
     [
         ("last.pth", "cut off"),
-        ("last.pth", "without an entry"),
+        ("last.pth", "without batch_size"),
+        ("last.pth", "without metrics"),
         ("best.pth", "cut off"),
         ("best.pth", "missing"),
         ("best.pth", "of another epoch"),
@@ -638,7 +763,7 @@ def test_a_damaged_checkpoint_is_named_and_training_anew_is_the_remedy(
         content["info"]["epoch"] = 7
         torch.save(content, path)
     else:
-        del content["batch_size"]
+        del content[damage.removeprefix("without ")]
         torch.save(content, path)
     with pytest.raises(RunError, match=rf"{run.folder.name}.*retrain=True"):
         fit(RECIPE, *tables)

@@ -1,3 +1,4 @@
+import numpy as np
 import pytest
 import torch
 
@@ -57,3 +58,55 @@ def test_a_perfect_prediction_costs_nothing_and_a_step_downhill_helps(name, empt
 def test_losses_are_computed_in_float32(name):
     logits, mask = random_logits(4)
     assert LOSSES[name](logits.bfloat16(), mask).dtype == torch.float32
+
+
+@pytest.mark.parametrize("name", LOSSES)
+@pytest.mark.parametrize("kind", [torch.bool, torch.uint8, torch.int64, torch.float64, torch.half])
+def test_masks_of_any_type_are_taken_as_numbers(name, kind):
+    logits, mask = random_logits(5)
+    loss = LOSSES[name](logits, mask.to(kind))
+    assert loss.dtype == torch.float32 and loss == LOSSES[name](logits, mask)
+
+
+@pytest.mark.parametrize("name", LOSSES)
+def test_soft_masks_are_taken_as_they_are(name):
+    logits, _ = random_logits(6)
+    soft = torch.linspace(0, 1, logits.numel()).view_as(logits)
+    assert torch.isfinite(LOSSES[name](logits, soft))
+
+
+@pytest.mark.fault("a mask of 0 and 255 in a loss, or one with nan", "refused")
+@pytest.mark.parametrize("name", LOSSES)
+@pytest.mark.parametrize("value", [255.0, 1.01, -0.01, float("nan")])
+def test_masks_with_values_out_of_range_are_refused(name, value):
+    logits, mask = random_logits(7)
+    mask[1, 0, 2, 3] = value
+    with pytest.raises(ValueError, match="from 0 to 1"):
+        LOSSES[name](logits, mask)
+
+
+@pytest.mark.fault("a mask of another shape than the logits in a loss", "refused, not repeated")
+@pytest.mark.parametrize("name", LOSSES)
+@pytest.mark.parametrize(
+    "mask",
+    [torch.ones(1, 1, 4, 6), torch.ones(2, 4, 6), torch.ones(4, 6), np.ones((2, 1, 4, 6)), 1.0],
+    ids=["one for all", "without channel", "one image", "numpy", "number"],
+)
+def test_masks_that_do_not_fit_the_logits_are_refused(name, mask):
+    with pytest.raises(ValueError, match=r"\(2, 1, 4, 6\)"):
+        LOSSES[name](random_logits(8)[0], mask)
+
+
+@pytest.mark.parametrize("name", LOSSES)
+def test_a_loss_can_be_compiled_as_one_graph(name):
+    logits, mask = random_logits(9)
+    compiled = torch.compile(LOSSES[name], backend="eager", fullgraph=True)
+    torch.testing.assert_close(compiled(logits, mask), LOSSES[name](logits, mask))
+
+
+def test_numbers_in_a_row_have_a_cross_entropy_but_no_dice():
+    logits, mask = (one.flatten() for one in random_logits(10))
+    torch.testing.assert_close(bce_loss(logits, mask), bce_loss(*random_logits(10)))
+    for loss in (soft_dice_loss, bce_dice_loss):
+        with pytest.raises(ValueError, match=r"\(48,\)"):
+            loss(logits, mask)

@@ -1,20 +1,24 @@
 import warnings
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from PIL import Image
 from torchmetrics.functional.classification import binary_f1_score, binary_jaccard_index
 
 from unetlib import (
     CarvanaDataset,
+    UNet,
     bce_loss,
     dataset_logits,
     dice,
     evaluate,
     iou,
     predict_dataset,
+    to_tensor,
 )
 from unetlib.metrics import evaluating
 
@@ -107,6 +111,10 @@ def test_shapes_and_types_that_are_accepted(metric):
     assert torch.equal(metric(predicted[:, None], target[:, None].float()), expected)
     assert torch.equal(metric(predicted.numpy(), target.numpy().astype(np.uint8)), expected)
     assert torch.equal(metric(predicted[0], target[0]), expected[:1])
+    arrays = [list(masks.numpy()) for masks in (predicted, target)]
+    assert torch.equal(metric(*arrays), expected)
+    pictures = [Image.fromarray(masks[0].numpy()) for masks in (predicted, target)]
+    assert torch.equal(metric(*pictures), expected[:1])
 
 
 @pytest.mark.parametrize("metric", [dice, iou])
@@ -198,9 +206,17 @@ def test_evaluate_scores_plain_images_against_hard_masks_whatever_the_dataset(tr
 
 def test_the_threshold_is_one_of_probabilities(trained, tables):
     model, dataset = trained.model(), CarvanaDataset(tables[1], 32)
-    everything = evaluate(model, dataset, threshold=-0.01)
+    everything = evaluate(model, dataset, threshold=0)
     coverage = (dataset.coverage >= 128).mean(axis=(1, 2))
     np.testing.assert_allclose(everything["iou"], coverage, rtol=1e-5)
+    pd.testing.assert_frame_equal(evaluate(model, dataset, np.float32(0)), everything)
+
+
+@pytest.mark.fault("a threshold that is no probability", "refused")
+@pytest.mark.parametrize("threshold", [127, -0.01, float("nan"), "0.5", None, [0.5]], ids=str)
+def test_a_threshold_that_is_no_probability_is_refused(trained, tables, threshold):
+    with pytest.raises(ValueError, match="threshold="):
+        evaluate(trained.model(), CarvanaDataset(tables[1], 32), threshold)
 
 
 def test_some_rows_are_scored_as_they_are_among_all(trained, tables):
@@ -223,3 +239,45 @@ def test_each_image_has_the_loss_of_itself_alone(trained, tables):
         bce_loss(*pair).item() for pair in zip(logits.split(1), masks.split(1), strict=True)
     ]
     np.testing.assert_allclose(scores["loss"], expected, rtol=1e-4)
+
+
+def test_the_loss_is_against_the_datasets_kind_of_masks_and_the_scores_against_hard_ones(
+    trained, tables
+):
+    model = trained.model()
+    hard, soft = (CarvanaDataset(tables[1], 32, mask=kind) for kind in ("hard", "soft"))
+    logits, targets = dataset_logits(model, soft), to_tensor(soft.coverage)
+    expected = [
+        bce_loss(*pair).item() for pair in zip(logits.split(1), targets.split(1), strict=True)
+    ]
+    found, other = (evaluate(model, dataset, loss=bce_loss) for dataset in (soft, hard))
+    np.testing.assert_allclose(found["loss"], expected, rtol=1e-4)
+    assert (found["loss"] != other["loss"]).all()
+    assert found[["dice", "iou"]].equals(other[["dice", "iou"]])
+
+
+def test_the_dice_of_the_images_with_an_object_is_found_as_the_docstring_says(trained, tables):
+    model, dataset = trained.model(), CarvanaDataset(tables[1], 32)
+    dataset.coverage[1:3] = 127  # less than half of each pixel
+    table = evaluate(model, dataset)
+    found = table["dice"][dataset.coverage.max((1, 2)) >= 128]
+    assert list(found.index) == [0, 3]
+
+
+def test_the_name_of_a_column_of_the_history_is_no_name_for_a_metric(trained, tables):
+    dataset = CarvanaDataset(tables[1], 32)
+    for name in ("dice", "dice_objects"):
+        with pytest.raises(ValueError, match=name):
+            evaluate(trained.model(), dataset, metrics={name: lambda *_: torch.zeros(4)})
+
+
+@pytest.mark.fault("a model, or all new tensors, on the device meta", "refused, or scored as ever")
+def test_a_model_without_numbers_is_refused_and_one_with_is_scored(trained, tables):
+    model, dataset = trained.model(), CarvanaDataset(tables[1], 32)
+    expected = evaluate(model, dataset, loss=bce_loss)
+    with torch.device("meta"):
+        empty = UNet(widths=(2, 4))
+        assert evaluate(model, dataset, loss=bce_loss).equals(expected)
+    for judge in (evaluate, predict_dataset, dataset_logits):
+        with pytest.raises(ValueError, match="meta"):
+            judge(empty, dataset)

@@ -6,7 +6,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from unetlib import DecoderBlock, EncoderBlock, UNet, count_parameters
+from unetlib import DecoderBlock, EncoderBlock, Recipe, UNet, count_parameters
+from unetlib.model import build
 
 # ----------------------------------------------------------------------------- blocks and network
 
@@ -153,3 +154,23 @@ def test_initial_weights_have_hes_spread():
     convolution = model.encoders[2].layers[3]  # 256 channels in
     assert convolution.weight.std().item() == pytest.approx((2 / (256 * 9)) ** 0.5, rel=0.02)
     assert model.head.bias.abs().max() == 0
+
+
+# ---------------------------------------------------------------------------- PyTorch's defaults
+
+
+@pytest.mark.parametrize("kind", [torch.float64, torch.bfloat16])
+def test_whatever_the_default_type_the_weights_are_the_seeds_in_float32(kind):
+    expected = UNet(widths=(4, 8), seed=3)
+    torch.set_default_dtype(kind)
+    try:
+        found, own = UNet(widths=(4, 8), seed=3), build(Recipe(network=own_net, size=8))
+        assert torch.get_default_dtype() == kind
+    finally:
+        torch.set_default_dtype(torch.float32)
+    assert equal_weights(found, expected)
+    assert all(one.dtype == torch.float32 for one in own.parameters())
+
+
+def own_net() -> nn.Module:
+    return nn.Conv2d(1, 1, 3, padding=1)

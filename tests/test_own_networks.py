@@ -82,7 +82,7 @@ def test_every_format_is_written_agrees_and_predicts(tables, data_set, tmp_path,
         tables,
     )
     table = export_all(checkpoint, folder, train=train, val=val, network=network)
-    assert {path.name for path in folder.iterdir()} == {*FILES.values(), MANIFEST}
+    assert {path.name for path in folder.glob("[!.]*")} == {*FILES.values(), MANIFEST}
     assert list(table["format"]) == list(FILES)
     assert (table["max_abs_diff"][:4] <= 1e-4).all() and table["max_abs_diff"][4] > 0
     again = parity(folder, val, network)
@@ -159,7 +159,7 @@ def test_a_network_that_cannot_be_exported_is_named_and_nothing_is_left(tables, 
     with pytest.raises(ModelFileError, match=network.__name__) as caught:
         export_all(checkpoint, folder, train=train, val=val, network=network)
     assert "\n" not in str(caught.value)
-    assert list(folder.iterdir()) == []
+    assert list(folder.glob("[!.]*")) == []
 
 
 # ------------------------------------------------------------------------------ the command line

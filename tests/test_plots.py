@@ -102,6 +102,22 @@ def test_show_predictions_marks_missed_and_invented_pixels():
     assert not np.allclose(errors[5, 8], errors[0, 0])
 
 
+@pytest.mark.fault("logits, greys or soft masks are shown as predictions", "refused")
+@pytest.mark.parametrize("value", [-3.0, 1.01, 255, np.nan])
+def test_show_predictions_refuses_what_are_no_probabilities(value):
+    wrong = np.full((20, 30), value)
+    with pytest.raises(ValueError, match="0 to 1"):
+        show_predictions(GREY[:2], MASKS[:2], [MASKS[0] * 0.9, wrong])
+    with pytest.raises(ValueError, match="0 to 1"):
+        show_predictions(GREY[:1], MASKS[:1], MASKS[:1] * 0.9, threshold=value)
+
+
+@pytest.mark.parametrize("value", [0.5, np.nan])
+def test_show_predictions_refuses_masks_that_are_none(value):
+    with pytest.raises(DataError, match="threshold"):
+        show_predictions(GREY[:1], [np.full((20, 30), value)], MASKS[:1] * 0.9)
+
+
 def test_show_predictions_has_a_column_per_image():
     figure = show_predictions(GREY[:3, None], MASKS[:3, None], MASKS[:3] * 0.9)
     assert len(shown_axes(figure)) == 12

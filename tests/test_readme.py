@@ -35,4 +35,4 @@ def test_the_guide_to_own_pictures_and_ideas_runs_as_it_stands(tmp_path):
     )
     assert ended.returncode == 0, ended.stderr
     assert ended.stdout.split()[-3:] == ["5", "2", "True"]
-    assert len(list((tmp_path / "models-own").iterdir())) == 6
+    assert len(list((tmp_path / "models-own").glob("[!.]*"))) == 6

@@ -75,11 +75,8 @@ def test_best_epoch_dice_and_iou_belong_together():
     assert (run.best_epoch, run.best_dice, run.best_iou) == (2, 0.9, 0.6)
 
 
-def test_seconds_to_a_dice_count_from_the_start():
-    run = run_with(epoch=[1, 2, 3], val_dice=[0.2, 0.9, 0.5], seconds=[10.0, 20.0, 40.0])
-    assert run.seconds_to(0.1) == 10
-    assert run.seconds_to(0.5) == 30
-    assert pd.isna(run.seconds_to(0.95))
+def test_images_per_second_count_validation_too():
+    run = run_with(epoch=[1, 2, 3], seconds=[10.0, 20.0, 40.0])
     assert run.images_per_second == pytest.approx(90 / 70)
 
 

@@ -1,6 +1,7 @@
 """A folder of images becomes masks or a submission: in order, whole, and nothing else replaced."""
 
 import csv
+import gzip
 import os
 import shutil
 import sys
@@ -45,11 +46,9 @@ def test_folders_and_files_become_a_list_of_images(photos, tmp_path):
     (tmp_path / "notes.txt").write_text("not an image")
     for name in ("b.PNG", "a.jpg", ".hidden.jpg"):
         Image.new("L", (4, 4)).save(tmp_path / name)
-    assert image_files([tmp_path, photos[2]]) == [
-        tmp_path / "a.jpg",
-        tmp_path / "b.PNG",
-        photos[2],
-    ]
+    with pytest.warns(UserWarning, match=r"notes\.txt"):
+        found = image_files([tmp_path, photos[2]])
+    assert found == [tmp_path / "a.jpg", tmp_path / "b.PNG", photos[2]]
     assert image_files(str(photos[0].parent)) == photos
 
 
@@ -113,6 +112,21 @@ def test_unreadable_images_are_listed_and_the_rest_is_written(predictor, photos,
     assert names_in(path.parent) == {"submission.csv"}
 
 
+def test_a_packed_submission_holds_the_same_lines_and_is_the_same_file_each_time(
+    predictor, photos, tmp_path
+):
+    for name in ("s.csv", "s.csv.gz", "S.CSV.GZ"):
+        assert write_submission(predictor, photos, tmp_path / name) == []
+    packed = (tmp_path / "s.csv.gz").read_bytes()
+    assert gzip.decompress(packed) == (tmp_path / "s.csv").read_bytes()
+    assert packed == (tmp_path / "S.CSV.GZ").read_bytes()
+    assert packed[4:8] == bytes(4)  # no time inside
+    (tmp_path / "broken.jpg").write_bytes(b"no image")
+    write_submission(predictor, [*photos, tmp_path / "broken.jpg"], tmp_path / "s.csv.gz")
+    assert (tmp_path / "s.csv.gz").read_bytes() == packed
+    assert "broken.jpg" in (tmp_path / "s.csv.unreadable.csv").read_text()
+
+
 def test_nothing_readable_is_an_error_and_leaves_nothing(predictor, tmp_path):
     (tmp_path / "broken.jpg").write_bytes(b"no image")
     with pytest.raises(DataError, match=r"broken\.jpg"):
@@ -147,6 +161,23 @@ def test_the_masks_of_many_images_are_no_picture(predictor, photos, tmp_path, na
     assert names_in(tmp_path) == {"file"}
 
 
+@pytest.mark.fault("a file's name given as output folder", "refused, with what is wanted")
+@pytest.mark.parametrize("name", ["submission.zip", "submission.txt", "s.csv.zip", "masks.webp"])
+def test_a_new_folder_is_not_named_like_a_file(predictor, photos, tmp_path, name):
+    for write in (write_masks, write_submission):
+        with pytest.raises(DataError, match=rf"{name}.*\.csv"):
+            write(predictor, photos, tmp_path / name)
+    assert names_in(tmp_path) == set()
+    (tmp_path / name).mkdir()
+    assert write_masks(predictor, photos, tmp_path / name) == []
+
+
+@pytest.mark.parametrize("name", ["masks.v2", "2026.01.05", "masks"])
+def test_a_folder_may_have_a_dot_in_its_name(predictor, photos, tmp_path, name):
+    assert write_masks(predictor, photos, tmp_path / name) == []
+    assert len(names_in(tmp_path / name)) == len(photos)
+
+
 @pytest.mark.fault("masks or a csv of a data set given as output", "refused, nothing is changed")
 @pytest.mark.parametrize(
     "name", ["train_masks", "train_masks.csv", "metadata.csv", "link", "old", "old png"]
@@ -172,21 +203,24 @@ def test_the_truth_is_never_replaced(predictor, own_data_set, name):
 
 
 @pytest.mark.fault("another program's csv file given as output", "refused, nothing is changed")
-@pytest.mark.parametrize("foreign", ["out.csv", "out.unreadable.csv", "folder"])
+@pytest.mark.parametrize("foreign", ["out.csv", "out.unreadable.csv", "folder", "out.csv.gz"])
 def test_a_csv_of_somebody_else_is_never_replaced(predictor, photos, tmp_path, foreign):
     if foreign == "folder":
         (tmp_path / "out.csv").mkdir()
     else:
-        (tmp_path / foreign).write_text("name,price\nhorse,3\n")
+        content = b"name,price\nhorse,3\n"
+        packed = foreign.endswith(".gz")
+        (tmp_path / foreign).write_bytes(gzip.compress(content) if packed else content)
     before, there = contents(tmp_path), names_in(tmp_path)
     with pytest.raises(DataError, match=r"out.*\.csv.*choose another --output"):
-        write_submission(predictor, photos, tmp_path / "out.csv")
+        output = foreign if foreign == "out.csv.gz" else "out.csv"
+        write_submission(predictor, photos, tmp_path / output)
     assert contents(tmp_path) == before and names_in(tmp_path) == there
 
 
-@pytest.mark.parametrize("name", ["masks", "submission.csv"])
+@pytest.mark.parametrize("name", ["masks", "submission.csv", "submission.csv.gz"])
 def test_what_unetlib_wrote_is_written_anew(exported, predictor, photos, tmp_path, name):
-    write = write_submission if name.endswith(".csv") else write_masks
+    write = write_masks if name == "masks" else write_submission
     write(predictor, photos, tmp_path / name)
     first = contents(tmp_path)
     write(predictor, photos, tmp_path / name)

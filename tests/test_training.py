@@ -136,6 +136,16 @@ def test_validation_gives_the_means_over_the_images(sets, loss):
     }
 
 
+def test_where_some_masks_are_empty_the_dice_of_the_others_is_given_too(tables):
+    learner, val_set = Learner(RECIPE, 1, device=CPU), CarvanaDataset(tables[1], 32)
+    val_set.coverage[[0, 2]] = 127  # no pixel is half covered
+    row, table = learner.validate(val_set), evaluate(learner.model, val_set)
+    assert row["val_dice"] == table["dice"].mean()
+    assert row["val_dice_objects"] == table["dice"][[1, 3]].mean() != row["val_dice"]
+    val_set.coverage[:] = 0
+    assert np.isnan(learner.validate(val_set)["val_dice_objects"])
+
+
 @pytest.mark.fault("the validation loss is not a number", "an error names the learning rate")
 def test_a_validation_loss_that_is_not_a_number_is_an_error(sets):
     """Training uses a batch's own statistics, validation the running ones."""

@@ -269,7 +269,7 @@ def print_results() -> None:
             f"  {run.best_dice:.4f}  {', '.join(changed) or 'the baseline recipe'} "
             f"({run.seconds / 60:.1f} min, {run.device}, {run.precision}; {run.folder})"
         )
-    for model in sorted(models_dir().iterdir()):
+    for model in sorted(models_dir().glob("[!.]*")):
         print(f"  {model.stat().st_size / 1e6:6.1f} MB  {model}")
 
 

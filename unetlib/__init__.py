@@ -43,7 +43,7 @@ _HOMES = {
     "deploy.predict": "Predictor enlarge load_predictor",
     "deploy.images": "image_files",
     "deploy.submission": "write_masks write_submission",
-    "deploy.benchmark": "benchmark cold_start multiply_rate",
+    "deploy.benchmark": "benchmark cold_start",
     "deploy.compare": "TOLERANCE compare parity predictors_in",
 }
 _MODULES = {name: module for module, names in _HOMES.items() for name in names.split()}

@@ -24,7 +24,7 @@ def main(arguments: list[str] | None = None) -> int:
 
     Returns:
         The exit status: 0; 1 when it failed, and stderr says why, or when ``check`` has found
-        problems; 130 when it was stopped.
+        problems or ``predict`` has left images out; 130 when it was stopped.
     """
     warnings.showwarning = lambda message, *_: print(f"warning: {message}", file=sys.stderr)
     arguments = sys.argv[1:] if arguments is None else arguments
@@ -54,7 +54,8 @@ def main(arguments: list[str] | None = None) -> int:
         return 0
     shown = [json.dumps(result)] if "--json" in arguments else starmap(_text, result.items())
     print(*shown, sep="\n")
-    return 1 if result.get("problems") else 0 if result.get("finished", True) else 130
+    left = result.get("problems") or result.get("unreadable")
+    return 1 if left else 0 if result.get("finished", True) else 130
 
 
 def _text(name: str, value) -> str:

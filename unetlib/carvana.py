@@ -8,7 +8,7 @@ masks, ``train_masks.csv`` the masks as run lengths, ``metadata.csv`` a line per
 """
 
 import re
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from glob import glob
 from pathlib import Path
 
@@ -25,12 +25,9 @@ Row = tuple[str, str, str, int, int]  # id, image, mask, width, height
 
 
 def find_samples(root: str | Path) -> pd.DataFrame:
-    """List a data set's images with their masks, one row each.
+    """List the images of a folder in one of the layouts above with their masks, one row each.
 
     Trusts the files: ``unetlib.find_samples`` leaves out what is broken, and takes other folders.
-
-    Args:
-        root: a folder in one of the layouts above.
 
     Returns:
         A table, see ``sample_table``, sorted by id, images with masks before those without.
@@ -39,21 +36,17 @@ def find_samples(root: str | Path) -> pd.DataFrame:
     return sample_table(map(row_of, pairs), cars)
 
 
-def sample_table(
-    rows: Iterable[Row], cars: bool, group: Callable[[Path], object] | None = None
-) -> pd.DataFrame:
-    """Columns ``id`` (the file's stem), ``group`` (what a split keeps together; text), ``image``
-    and ``mask`` (paths as str; "" for no mask), ``width`` and ``height`` (int, pixels of the
-    upright image); with ``cars`` also ``car`` and ``angle`` (int), from the id.
-
-    ``group`` makes one of an image's path; None: the car, or each picture on its own.
+def sample_table(rows: Iterable[Row], cars: bool) -> pd.DataFrame:
+    """Columns ``id`` (the file's stem), ``group`` (what a split keeps together: the car, or each
+    picture alone; text), ``image`` and ``mask`` (paths as str; "" for no mask), ``width`` and
+    ``height`` (int, pixels of the upright image); with ``cars`` also ``car`` and ``angle`` (int).
     """
     table = pd.DataFrame(rows, columns=["id", "image", "mask", "width", "height"])
     groups = table["id"].str[:-3] if cars else table["id"]
     if cars:
         table.insert(1, "car", groups)
         table.insert(2, "angle", table["id"].str[-2:].astype(int))
-    table.insert(1, "group", [str(group(Path(one))) for one in table["image"]] if group else groups)
+    table.insert(1, "group", groups)
     return table
 
 

@@ -2,7 +2,8 @@
 
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import nullcontext
+from contextlib import nullcontext, suppress
+from functools import partial
 
 import numpy as np
 import pandas as pd
@@ -44,23 +45,20 @@ def decode(samples: pd.DataFrame, size: int | tuple[int, int], colour: bool = Fa
         decoded[row, :-1] = image.transpose(2, 0, 1) if colour else image
         decoded[row, -1] = load_coverage(samples["mask"].iloc[row], size, values.iloc[row])
 
+    rows, title = range(len(samples)), f"decoding to {width}x{height}"
     with ThreadPoolExecutor() as pool:  # Pillow decodes outside of the interpreter lock
-        rows = pool.map(decode_row, range(len(samples)))
-        for _ in tqdm(rows, f"decoding to {width}x{height}", len(samples)):
-            pass
+        list(tqdm(pool.map(decode_row, rows), title, len(rows)))
     return decoded
 
 
 def flip(images, masks, draws=None):
     """Mirror an image and its mask, left-right, half of the time; see ``mild``."""
-    draws = torch.rand(len(images), 1) if draws is None else draws
+    draws = images.new_empty(len(images), 1).uniform_() if draws is None else draws
     flipped = (draws[:, 0] < 0.5)[:, None, None, None]
     return tuple(torch.where(flipped, batch.flip(-1), batch) for batch in (images, masks))
 
 
-def mild(
-    images: torch.Tensor, masks: torch.Tensor, draws: torch.Tensor | None = None
-) -> tuple[torch.Tensor, torch.Tensor]:
+def mild(images, masks, draws=None):
     """``flip``, and brightness and contrast of the image within +-40 %: a car stays a car.
 
     Args:
@@ -70,7 +68,7 @@ def mild(
     Returns:
         Images and masks, as torchvision's v2 transforms would make them from the same factors.
     """
-    draws = torch.rand(len(images), 3) if draws is None else draws
+    draws = images.new_empty(len(images), 3).uniform_() if draws is None else draws
     images, masks = flip(images, masks, draws)
     brightness, contrast = (1 - JITTER + 2 * JITTER * draws[:, 1:]).T[..., None, None, None]
     images = (images * brightness).clamp(0, 1)
@@ -81,15 +79,12 @@ def mild(
 AUGMENTATIONS = {"none": None, "flip": flip, "mild": mild}
 
 
-def _as_function(transform) -> Callable:
-    """A torchvision v2 transform as a function of images and masks, which it moves alike."""
+def _transformed(transform: Callable, images: torch.Tensor, masks: torch.Tensor):
+    """Images and masks as a torchvision v2 transform moves them, alike."""
     from torchvision import tv_tensors  # slow to import
 
-    def augment(images, masks):
-        pair = transform(tv_tensors.Image(images), tv_tensors.Mask(masks))
-        return tuple(one.as_subclass(torch.Tensor) for one in pair)
-
-    return augment
+    pair = transform(tv_tensors.Image(images), tv_tensors.Mask(masks))
+    return tuple(one.as_subclass(torch.Tensor) for one in pair)
 
 
 class CarvanaDataset(Dataset):
@@ -112,16 +107,15 @@ class CarvanaDataset(Dataset):
         samples: the table, with a fresh index.
         images, coverage: uint8 arrays ``(N, H, W)``; in colour, images are ``(N, H, W, 3)``.
         epoch: (seed, epoch) on which augmentation depends, besides the row, or the first row of a
-            batch, so that a resumed epoch repeats; None: ever new random numbers.
+            batch, so that a resumed epoch repeats; None: ever new numbers. Workers see it change.
         share: of several processes, which images of each batch this one keeps.
 
     Raises:
         ValueError: unknown mask kind or augmentation, or an impossible size; from batches: an
-            augmentation that changes shapes or types.
+            augmentation that changes shapes or types, or whose masks leave [0, 1].
         DataError: no rows, a row without a mask, or a file that cannot be read.
     """
 
-    epoch: tuple[int, int] | None = None
     share = slice(None)
 
     def __init__(self, samples, size=128, mask="hard", augment="none", decode=decode, colour=False):
@@ -137,10 +131,21 @@ class CarvanaDataset(Dataset):
         self.size, self.mask, self.augment = square(size), mask, resolve("augment", augment)
         kinds = {kind.__module__ for kind in type(self.augment).__mro__}
         self._by_image = any(name.startswith("torchvision.transforms.v2") for name in kinds)
-        self._change = _as_function(self.augment) if self._by_image else self.augment
+        self._change = partial(_transformed, self.augment) if self._by_image else self.augment
         decoded = decode(self.samples, size, colour)
         self.images = np.moveaxis(decoded[:, :-1], 1, -1) if colour else decoded[:, 0]
         self.coverage = decoded[:, -1]
+        self._epoch = torch.from_numpy(np.full(2, -1))
+        with suppress(RuntimeError):  # where the system can share memory, a loader's workers see it
+            self._epoch.share_memory_()
+
+    @property
+    def epoch(self) -> tuple[int, int] | None:
+        return None if self._epoch[0] < 0 else tuple(self._epoch.tolist())
+
+    @epoch.setter
+    def epoch(self, value: tuple[int, int] | None) -> None:
+        self._epoch[0], self._epoch[1] = value or (-1, -1)
 
     def __len__(self) -> int:
         return len(self.samples)
@@ -149,8 +154,7 @@ class CarvanaDataset(Dataset):
         return self._pairs([index])[0]
 
     def __getitems__(self, rows: list[int]) -> list[tuple[torch.Tensor, torch.Tensor]]:
-        # A process for which nothing is left of a batch keeps one image, to stay in step.
-        kept = rows[self.share] or rows[:1]
+        kept = rows[self.share] or rows[:1]  # one, to stay in step, if none is left of the batch
         if self._change is None:
             return self._pairs(kept)
         if self._by_image:
@@ -172,6 +176,8 @@ class CarvanaDataset(Dataset):
             if before != after:
                 raise ValueError(f"augment={self.augment}: {before} became {after}; return both.")
             images, masks = changed
+            if not 0 <= masks.min() <= masks.max() <= 1:  # or nan
+                raise ValueError(f"augment={self.augment}: its masks leave [0, 1]; keep them in.")
         return list(zip(images, masks, strict=True))
 
 
@@ -187,6 +193,5 @@ def make_loader(
     order = torch.randperm(len(dataset), generator=generator) if shuffle else range(len(dataset))
     order = list(map(int, order))
     batches = [order[start : start + batch_size] for start in range(0, len(order), batch_size)]
-    return DataLoader(
-        dataset, batch_sampler=batches, pin_memory=torch.cuda.is_available(), generator=generator
-    )
+    pinned = torch.cuda.is_available()
+    return DataLoader(dataset, batch_sampler=batches, pin_memory=pinned, generator=generator)

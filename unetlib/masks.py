@@ -61,10 +61,7 @@ def load_coverage(
 
     Returns:
         uint8 array ``(height, width)``, 0 (none) to 255 (all); from 128 up the object covers at
-        least half of the pixel. ``size`` and ValueError as for ``pictures.load_image``.
-
-    Raises:
-        DataError: as ``load_mask``.
+        least half of the pixel. ``size`` and errors: ``pictures.load_image``, ``load_mask``.
     """
     height, width = sides(size)
     mask = load_mask(path, mask_value).astype(np.uint8) * 255

@@ -28,39 +28,31 @@ def dice(predicted, target) -> torch.Tensor:
         ValueError: shapes differ, or a value is neither 0 nor 1 (logits? probabilities?).
     """
     overlap, areas = _overlap_and_areas(predicted, target)
-    return _ratio(2 * overlap, areas)
+    return torch.where(areas == 0, 1.0, 2 * overlap / areas.clamp(min=1))
 
 
 def iou(predicted, target) -> torch.Tensor:
     """Intersection over union (Jaccard index) per image; arguments and result as for ``dice``."""
     overlap, areas = _overlap_and_areas(predicted, target)
-    return _ratio(overlap, areas - overlap)
+    union = areas - overlap
+    return torch.where(union == 0, 1.0, overlap / union.clamp(min=1))
 
 
 def _overlap_and_areas(predicted, target) -> tuple[torch.Tensor, torch.Tensor]:
     """Pixel counts ``(N,)``: of the overlap, and of both masks together."""
     # numpy is copied: PyTorch warns about read-only arrays, such as those made from PIL images.
-    masks = [
-        torch.from_numpy(mask.copy()) if isinstance(mask, np.ndarray) else torch.as_tensor(mask)
-        for mask in (predicted, target)
-    ]
-    if masks[0].shape != masks[1].shape or masks[0].ndim < 2:
-        shapes = " and ".join(str(tuple(mask.shape)) for mask in masks)
+    both = [m if torch.is_tensor(m) else torch.from_numpy(np.array(m)) for m in (predicted, target)]
+    if both[0].shape != both[1].shape or both[0].ndim < 2:
+        shapes = " and ".join(str(tuple(mask.shape)) for mask in both)
         raise ValueError(f"Masks of shapes {shapes} cannot be compared: give two of (N, H, W).")
-    for mask in masks:
+    for mask in both:
         if mask.dtype != torch.bool and not ((mask == 0) | (mask == 1)).all():
             raise ValueError("Dice and IoU need 0 and 1: threshold first, probabilities > 0.5.")
-    one, other = (mask.bool().reshape(-1, mask.shape[-2] * mask.shape[-1]) for mask in masks)
+    one, other = (mask.bool().reshape(-1, mask.shape[-2] * mask.shape[-1]) for mask in both)
     return (one & other).sum(dim=1), one.sum(dim=1) + other.sum(dim=1)
 
 
-def _ratio(above: torch.Tensor, below: torch.Tensor) -> torch.Tensor:
-    return torch.where(below == 0, 1.0, above / below.clamp(min=1))
-
-
-def dataset_logits(
-    model: nn.Module, dataset: CarvanaDataset, batch_size: int = 16, precision: str = "fp32"
-) -> torch.Tensor:
+def dataset_logits(model: nn.Module, dataset, batch_size=16, precision="fp32") -> torch.Tensor:
     """Logits of a whole dataset, float32 ``(N, 1, H, W)`` on the CPU, in its order, at its size.
 
     Never augmented: they belong to ``dataset.images``, pixel by pixel.
@@ -95,7 +87,7 @@ def evaluate(
 
     Args:
         threshold: the probability above which a pixel counts as the object.
-        loss: also give each image's loss.
+        loss: also give each image's loss, against the dataset's kind of masks, hard or soft.
         metrics: more columns by name: f(probabilities, masks) -> ``(B,)``, from float32
             ``(B, 1, H, W)`` in [0, 1] and 0/1.
         rows: only these rows of the dataset.
@@ -103,29 +95,35 @@ def evaluate(
 
     Returns:
         A row per image: id, group, (car, angle,) dice, iou (, loss and metrics). The set's Dice is
-        the mean of column ``dice``.
+        the mean of column ``dice``; where masks are empty, look also at that of the others:
+        ``table["dice"][dataset.coverage.max((1, 2)) >= 128].mean()``.
 
     Raises:
-        ValueError: a metric does not give one number per image, or has the name of a column.
+        ValueError: the threshold is no probability; a metric does not give one number per image, or
+            has the name of a column; or the model is on the device ``meta``.
     """
+    if not (isinstance(threshold, (int, float, np.number)) and 0 <= threshold <= 1):
+        raise ValueError(f"threshold={threshold!r} is no probability: give a number from 0 to 1.")
     device = next(model.parameters()).device
     rows, metrics = range(len(dataset)) if rows is None else rows, metrics or {}
     names = [name for name in ("id", "group", "car", "angle") if name in dataset.samples]
     scores = {name: [] for name in ("dice", "iou", *["loss"] * (loss is not None), *metrics)}
-    if taken := {"loss", "dice", "iou", *names} & metrics.keys():
+    if taken := {"loss", "dice", "iou", "dice_objects", *names} & metrics.keys():
         raise ValueError(f"metrics: {', '.join(taken)} is a column already; choose another name.")
     with evaluating(model):
         for start in range(0, len(rows), batch_size):
             batch = rows[start : start + batch_size]
             images = to_tensor(dataset.images[batch]).to(device)
-            target = torch.from_numpy(dataset.coverage[batch] >= 128)[:, None].to(device)
+            coverage = to_tensor(dataset.coverage[batch]).to(device)
+            target = coverage >= 0.5
             with autocast(device, precision):
                 logits = model(images).float()
             probabilities = torch.sigmoid(logits)
             scores["dice"] += dice(probabilities > threshold, target).tolist()
             scores["iou"] += iou(probabilities > threshold, target).tolist()
             if loss is not None:
-                pairs = zip(logits.split(1), target.float().split(1), strict=True)
+                masks = coverage if dataset.mask == "soft" else target.float()
+                pairs = zip(logits.split(1), masks.split(1), strict=True)
                 scores["loss"] += torch.stack([loss(*pair) for pair in pairs]).tolist()
             for name, metric in metrics.items():
                 values = torch.as_tensor(metric(probabilities.clone(), target.float()))

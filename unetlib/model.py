@@ -128,8 +128,7 @@ class UNet(nn.Module):
             x = self.pool(x)
         x = self.encoders[-1](x)
         for decoder in self.decoders:
-            skip = skips.pop()
-            x = decoder(x, skip if self.architecture["skips"] else None)
+            x = decoder(x, skips.pop() if self.architecture["skips"] else None)
         return self.head(x)
 
 
@@ -175,6 +174,8 @@ def build(recipe: Recipe) -> nn.Module:
 @contextmanager
 def evaluating(model: nn.Module) -> Iterator[None]:
     """Evaluation mode without gradients; afterwards each layer is in the mode it was in."""
+    if any(weight.is_meta for weight in model.parameters()):
+        raise ValueError("The model is on the device meta, without numbers: make it on another.")
     training = [module for module in model.modules() if module.training]
     try:
         model.eval()

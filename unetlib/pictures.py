@@ -8,11 +8,10 @@ import zlib
 from typing import NamedTuple
 
 import numpy as np
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
 
 Image.init()
 SUFFIXES = tuple(sorted(end for end, kind in Image.EXTENSION.items() if kind in Image.OPEN))
-ORIENTATION = 0x0112  # the EXIF tag that says how the camera was held
 # All that Pillow was seen to raise while reading some 150,000 damaged pictures.
 UNREADABLE = (OSError, SyntaxError, ValueError, TypeError, LookupError, ArithmeticError, EOFError)
 UNREADABLE += (struct.error, zlib.error, Image.DecompressionBombError)
@@ -79,8 +78,8 @@ def unreadable(name: str | os.PathLike, error: Exception) -> Problem:
         return error.problem._replace(file=str(name))
     why = getattr(error, "strerror", None) or error
     if isinstance(error, UnidentifiedImageError):
-        why = "no picture inside"  # Pillow's own words name the file once more
-    remedy = "copy it again, or give another that you may read"
+        why = "no picture inside, or of an unknown kind"  # Pillow names the file once more
+    remedy = "copy it again, save it as PNG or JPEG, or give another that you may read"
     return Problem(str(name), f"cannot be read as a picture ({why})", remedy)
 
 
@@ -105,11 +104,7 @@ def _from_array(array: np.ndarray) -> Image.Image:
 
 
 def upright(image: Image.Image) -> Image.Image:
-    """The image as it is seen (EXIF rotation applied, on white), with at most 8 bits a channel.
-
-    Raises:
-        DataError: see ``scale``.
-    """
+    """The image as seen (turned by EXIF, on white), 8 bits a channel; raises as ``scale``."""
     place = os.path.dirname(getattr(image, "filename", "")) or "pictures"
     image = ImageOps.exif_transpose(image)
     if image.mode[0] in "IF":  # convert() would clip them
@@ -151,7 +146,7 @@ def image_size(image) -> tuple[int, int]:
     if not isinstance(image, Image.Image):
         with Image.open(image) as opened:
             return image_size(opened)
-    turned = image.getexif().get(ORIENTATION, 1) in range(5, 9)  # these lie on their side
+    turned = image.getexif().get(ExifTags.Base.Orientation, 1) in range(5, 9)  # on their side
     return image.size if turned else image.size[::-1]
 
 

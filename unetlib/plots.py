@@ -18,12 +18,7 @@ MISSED = "#D55E00"
 DPI = 72
 
 
-def show_images(
-    images: Sequence[np.ndarray],
-    titles: Sequence[str] | None = None,
-    ncols: int = 4,
-    width: float = 9.0,
-) -> Figure:
+def show_images(images: Sequence[np.ndarray], titles=None, ncols=4, width=9.0) -> Figure:
     """A grid of images, ``(H, W)`` grey or ``(H, W, 3)``, uint8 or in [0, 1].
 
     Args:
@@ -36,9 +31,8 @@ def show_images(
     nrows = -(-len(arrays) // ncols)
     height, side = arrays[0].shape[:2]
     row_height = width / ncols * height / side + (0.25 if titles is not None else 0.05)
-    figure, axes = plt.subplots(
-        nrows, ncols, figsize=(width, nrows * row_height), dpi=DPI, squeeze=False, layout="tight"
-    )
+    size = width, nrows * row_height
+    figure, axes = plt.subplots(nrows, ncols, figsize=size, dpi=DPI, squeeze=False, layout="tight")
     for axis in axes.flat:
         axis.axis("off")
     for index, (axis, array) in enumerate(zip(axes.flat, arrays, strict=False)):

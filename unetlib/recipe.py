@@ -1,7 +1,7 @@
 """Recipe: every setting of a training run, and the two recipes of the course."""
 
 from collections.abc import Callable
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from importlib import import_module
 from operator import index
 from typing import Literal, get_args, get_origin, get_type_hints
@@ -10,7 +10,6 @@ import numpy as np
 
 from unetlib.pictures import sides
 
-MaskKind = Literal["hard", "soft"]
 # The settings that take code: their built-in names, and the table to register others in.
 BUILT_IN = {
     "network": ("unet",),
@@ -42,7 +41,7 @@ class Recipe:
         up_kernel: kernel of the transposed convolutions, 3 or 2.
         size: image side, or (height, width), in pixels; the U-Net's lowest level needs 2x2 or more.
         colour: three channels, red, green and blue, instead of grey.
-        mask: train against ``hard`` (0/1) or ``soft`` (area coverage) masks.
+        mask: of both losses, ``hard`` (0/1) or ``soft`` (area coverage); Dice is of hard masks.
         augment: ``none``, ``flip``, ``mild``, f(images, masks) -> (images, masks) on a batch, or a
             torchvision v2 transform, image by image (see ``dataset.CarvanaDataset``).
         loss: ``bce``, ``dice``, ``bce_dice`` or f(logits, masks) -> scalar, also of a single image.
@@ -75,7 +74,7 @@ class Recipe:
     up_kernel: Literal[3, 2] = 3
     size: int | tuple[int, int] = 128
     colour: bool = False
-    mask: MaskKind = "hard"
+    mask: Literal["hard", "soft"] = "hard"
     augment: str | Callable = "none"
     loss: str | Callable = "bce"
     optimizer: str | Callable = "adam"
@@ -121,8 +120,7 @@ class Recipe:
 
     @classmethod
     def fast(cls, **changes) -> "Recipe":
-        """The course's fast recipe: half of the epochs, three of them at half of the size, but four
-        times the steps in an epoch.
+        """The course's fast recipe: half the epochs, three at half the size, but 4 times the steps.
 
         What each of its changes is worth: notebook 04. ``changes`` replace settings.
         """
@@ -142,11 +140,7 @@ class Recipe:
     @property
     def changes(self) -> dict:
         """The settings in which this recipe differs from the baseline."""
-        return {
-            field.name: getattr(self, field.name)
-            for field in fields(self)
-            if getattr(self, field.name) != field.default
-        }
+        return {name: one for name, one in vars(self).items() if one != getattr(Recipe, name)}
 
     def size_in(self, epoch: int) -> int | tuple[int, int]:
         """Side, or (height, width), of the training images in an epoch, counted from 1."""

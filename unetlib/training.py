@@ -68,9 +68,8 @@ class Learner:
     def __init__(self, recipe: Recipe, total_steps: int, lr=None, device=None, metrics=None):
         self.recipe, self.device, lr = recipe, device or pick_device(), lr or recipe.lr
         self.loss, self.metrics = resolve("loss", recipe.loss), dict(metrics or {})
-        self.precision = recipe.precision
-        if self.precision == "auto":
-            self.precision = pick_precision(self.device)
+        auto = recipe.precision == "auto"
+        self.precision = pick_precision(self.device) if auto else recipe.precision
         # Measured: with fp32 on a CPU, PyTorch's default memory order beats channels_last.
         fast_order = self.precision == "bf16" or self.device.type == "cuda"
         order = torch.channels_last if fast_order else torch.contiguous_format
@@ -129,8 +128,14 @@ class Learner:
         return value * len(images)
 
     def validate(self, dataset: CarvanaDataset, batch_size: int = 16) -> dict[str, float]:
-        """val_loss, val_dice, val_iou and the metrics: means over the images, of hard masks."""
-        means = self.scores(dataset, batch_size)[["loss", "dice", "iou", *self.metrics]].mean()
+        """val_loss, val_dice, val_iou and the metrics: means over the images, see ``evaluate``; if
+        some masks are empty, val_dice_objects, too: the mean Dice of the others (nan: none).
+        """
+        scores = self.scores(dataset, batch_size)
+        means = scores[["loss", "dice", "iou", *self.metrics]].mean()
+        objects = dataset.coverage.max((1, 2)) >= 128
+        if not objects.all():
+            means["dice_objects"] = scores["dice"][objects].mean()
         return {f"val_{name}": float(value) for name, value in means.items()}
 
     def scores(self, dataset: CarvanaDataset, batch_size: int, rows=None) -> pd.DataFrame:
@@ -144,11 +149,7 @@ class Learner:
 
 
 def train(
-    learner: Learner,
-    train_sets: Mapping[int | tuple[int, int], CarvanaDataset],
-    val_set: CarvanaDataset,
-    batch_size: int,
-    first_epoch: int = 1,
+    learner: Learner, train_sets: Mapping, val_set: CarvanaDataset, batch_size: int, first_epoch=1
 ) -> Iterator[dict[str, float]]:
     """Train epoch by epoch; yields a row of the history after each.
 

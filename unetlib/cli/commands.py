@@ -17,13 +17,16 @@ from typing import Annotated, Literal, get_type_hints
 from tyro.conf import OmitArgPrefixes, Positional, arg
 
 import unetlib  # its names are imported when they are first used
+from unetlib.carvana import files_in, folders_in
 from unetlib.deploy import manifest
-from unetlib.deploy.images import code_files, mask_files
+from unetlib.deploy.images import CSV, code_files, mask_files
 from unetlib.recipe import BUILT_IN, Recipe
 from unetlib.support import folders
 from unetlib.support.files import whole_file
 
-DATA_HELP = "A folder as Carvana's, or with images/ and masks/; default: UNETLIB_DATA."
+DATA_HELP = (
+    "A folder as Carvana's, or with images/ and masks/; default: the model's, or UNETLIB_DATA."
+)
 Data = Annotated[Path | None, arg(help=DATA_HELP)]
 # For the help alone: __main__ looks for it.
 Json = Annotated[bool, arg(help="Print one JSON object as the last line of stdout.")]
@@ -70,13 +73,14 @@ def train(
     if rank != "0":
         return None
     run.model()  # refuses a damaged file before it replaces a sound one
-    with whole_file(checkpoint) as part:
-        shutil.copyfile(run.checkpoint, part)
-    manifest.write_manifest(checkpoint.parent, [checkpoint])
-    names = ("best_dice", "best_epoch", "finished", "seconds", "images_per_second")
+    with manifest.folder_lock(checkpoint.parent):
+        with whole_file(checkpoint) as part:
+            shutil.copyfile(run.checkpoint, part)
+        manifest.write_manifest(checkpoint.parent, [checkpoint])
+    second = ["best_dice_objects"] if "val_dice_objects" in run.history.dropna(axis=1) else []
+    names = ("best_dice", *second, "best_epoch", "finished", "seconds", "images_per_second")
     facts = ("device", "processes", "precision", "batch_size", "lr")
-    result = {name: getattr(run, name) for name in names}
-    result |= {name: run.details[name] for name in facts}
+    result = {one: getattr(run, one) for one in names} | {one: run.details[one] for one in facts}
     return result | dict(run=str(run.folder), checkpoint=str(checkpoint))
 
 
@@ -94,12 +98,11 @@ def export(
         output_dir: Where the files are written; default: models.
     """
     if checkpoint is None and not (runs := unetlib.find_runs()):
-        problem = "no run yet; run python -m unetlib train first"
-        raise unetlib.ModelFileError(f"{folders.runs_dir()}: {problem}.")
+        raise unetlib.ModelFileError(f"{folders.runs_dir()}: no run: python -m unetlib train.")
     checkpoint = checkpoint or runs[-1].checkpoint
     manifest.check_file(checkpoint, trust=True)
     manifest.check_manifest(output_dir := output_dir or folders.models_dir())
-    train_rows, val_rows = unetlib.split_by_group(unetlib.find_samples(data))
+    train_rows, val_rows = rows_for(checkpoint, data)
     rows = dict(train=unetlib.profile().thin(train_rows), val=val_rows)
     table = unetlib.export_all(checkpoint, output_dir, **rows, network=_imported(network))
     return dict(checkpoint=str(checkpoint), formats=table.to_dict("records"))
@@ -122,13 +125,13 @@ def predict(
     Args:
         images: Image files, or folders of them.
         model: A model file of any format.
-        output: A folder for <stem>_mask.png, or a FILE.csv.
+        output: A folder for <stem>_mask.png, or a FILE.csv or FILE.csv.gz.
         flip: Predict the mirrored picture too and take the mean: slower, a little better.
         runtime: Instead of the file's own: OpenVINO for ONNX files, torch.compile for .pth files.
         trust: Open a file that manifest.json beside it does not vouch for.
     """
-    manifest.check_file(model, trust, runtime)
-    images, to_csv = unetlib.image_files(images), output.suffix.lower() == ".csv"
+    manifest.check_file(model, trust=True, runtime=runtime)  # load_predictor asks once more
+    images, to_csv = unetlib.image_files(images), output.name.lower().endswith(CSV)
     (code_files if to_csv else mask_files)(images, output)
     how = dict(trust=trust, runtime=runtime, network=_imported(network))
 
@@ -160,7 +163,7 @@ def compare(
         runtimes: Extra ones, where they are installed.
     """
     manifest.exported_files(models := models or folders.models_dir())
-    _, val_rows = unetlib.split_by_group(unetlib.find_samples(data))
+    _, val_rows = rows_for(models / manifest.FILES["pytorch"], data)
     with redirect_stdout(sys.stderr):  # what is left out is no part of the table
         table = unetlib.compare(models, val_rows, runtimes=runtimes, network=_imported(network))
     return dict(formats=table.astype(object).where(table.notna(), None).to_dict("records"))
@@ -214,6 +217,27 @@ def check(data: Positional[Data] = None, json: Json = False):
         for row in problems:
             print(f"{folder / row['file']}: {row['problem']}; {row['remedy']}.")
     return dict(data=str(folder), problems=problems if json else len(problems))
+
+
+def rows_for(checkpoint: Path, data: Path | None) -> tuple:
+    """Training and validation rows, of the model's own data or of others, which is said."""
+    from unetlib.store.model_file import load_plain
+    from unetlib.support.memory import fingerprint
+
+    known = (load_plain(checkpoint) if checkpoint.is_file() else {}).get("info", {}).get("data")
+    runs = [run.details for run in unetlib.find_runs() if run.details["data"] == known]
+    own = [Path(one["data_folder"]) for one in runs if "data_folder" in one]
+    there = (one for one in reversed(own) if files_in(folders_in(one)[0]))
+    if data is None and (data := next(there, None)):
+        print(f"data: {data}, which trained {checkpoint}", file=sys.stderr)
+    rows = unetlib.split_by_group(unetlib.find_samples(data))
+    if known and not known.endswith(fingerprint(rows[1])):
+        if own and not data:
+            problem = "the model's data are not there any more; name them, or others, as --data"
+            raise unetlib.DataError(f"{own[-1]}: {problem}.")
+        problem = "was validated on other pictures than these, or on some that have changed"
+        warnings.warn(f"{checkpoint}: {problem}; give its own as --data.", stacklevel=2)
+    return rows
 
 
 def _imported(network: str | None):

@@ -7,15 +7,13 @@ import sys
 import tempfile
 from functools import partial
 from pathlib import Path
-from timeit import repeat, timeit
+from timeit import timeit
 
 import numpy as np
 import pandas as pd
-import torch
 from tqdm.auto import tqdm
 
 from unetlib.deploy.predict import Predictor
-from unetlib.device import autocast
 from unetlib.support.errors import ModelFileError
 
 
@@ -51,12 +49,12 @@ def watch():
     while not time.sleep(0.002):
         memory.append(status().rss)
 threading.Thread(target=watch, daemon=True).start()
-started, seconds = time.perf_counter(), []
-predictor = load_predictor(device="cpu", **json.loads(sys.argv[1]))
-for _ in range(3):
+started = time.perf_counter()
+predictor = load_predictor(device="cpu", **json.loads(sys.argv[1]))  # which predicts once
+seconds = time.perf_counter() - started
+for _ in range(2):
     predictor.logits(numpy.zeros((1, *predictor.shape), numpy.float32))
-    seconds.append(time.perf_counter() - started)
-print(json.dumps(dict(peak_mb=(max(memory) - memory[0]) / 1e6, first_s=seconds[0])))
+print(json.dumps(dict(peak_mb=(max(memory) - memory[0]) / 1e6, first_s=seconds)))
 """
 
 
@@ -93,13 +91,3 @@ def in_a_fresh_process(code: str, *arguments: str, what: str | Path, **environme
         reason = finished.stderr.strip().rpartition("\n")[2] or f"exit {finished.returncode}"
         raise ModelFileError(f"{what}: a fresh process cannot use it: {reason}")
     return finished.stdout.strip().rpartition("\n")[2]
-
-
-def multiply_rate(device: str | torch.device = "cpu", precision: str = "fp32") -> float:
-    """The rate in GFLOP/s at which this machine multiplies matrices: the limit for any network."""
-    device = torch.device(device)
-    matrix = torch.rand(2048, 2048, device=device)
-    with torch.inference_mode(), autocast(device, precision):
-        matrix @ matrix
-        seconds = min(repeat(lambda: (matrix @ matrix)[0, 0].item(), number=1))
-    return 2 * 2048**3 / seconds / 1e9

@@ -34,14 +34,14 @@ from unetlib.dataset import CarvanaDataset, to_tensor
 from unetlib.deploy.benchmark import in_a_fresh_process
 from unetlib.deploy.compare import TOLERANCE, parity
 from unetlib.deploy.formats import METADATA_KEY, describe_onnx
-from unetlib.deploy.manifest import FILES, MANIFEST, check_manifest, write_manifest
+from unetlib.deploy.manifest import FILES, MANIFEST, check_manifest, folder_lock, write_manifest
 from unetlib.metrics import dataset_logits
 from unetlib.model import evaluating
 from unetlib.pictures import sides
 from unetlib.store.model_file import as_built, description, load_model, save_atomically, save_model
 from unetlib.support.errors import ModelFileError
-from unetlib.support.files import locked, whole_file
-from unetlib.support.folders import cache_dir, models_dir
+from unetlib.support.files import whole_file
+from unetlib.support.folders import models_dir
 
 OPSET = 20
 CALIBRATION_IMAGES = 32
@@ -76,9 +76,8 @@ def export_all(
     output_dir = Path(output_dir) if output_dir is not None else models_dir()
     check_manifest(output_dir)
 
-    lock, waiting = cache_dir() / "export.lock", "another program exports; waiting for it"
     workshop = tempfile.TemporaryDirectory(dir=output_dir, prefix=".export-")
-    with workshop, locked(lock, on_wait=partial(print, waiting)):
+    with workshop, folder_lock(output_dir):
         folder = Path(workshop.name)
         try:
             table = _export_into(folder, getattr(run, "checkpoint", run), train, val, network)
@@ -155,7 +154,7 @@ parity(folder, pandas.read_pickle(table), None, *kept).to_pickle(table)
 
 
 def _example(size: int | tuple[int, int], colour: bool) -> torch.Tensor:
-    return torch.zeros(2, 3 if colour else 1, *sides(size))
+    return torch.zeros(2, 3 if colour else 1, *sides(size), dtype=torch.float32, device="cpu")
 
 
 def export_torchscript(model: nn.Module, path, size, threshold=0.5, colour=False) -> None:

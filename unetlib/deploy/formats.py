@@ -14,9 +14,8 @@ import onnxruntime
 import torch
 
 from unetlib.deploy.manifest import Runtime
-from unetlib.device import autocast, pick_device
+from unetlib.device import autocast
 from unetlib.store.model_file import load_model
-from unetlib.support.errors import ModelFileError
 
 METADATA_KEY = "unetlib"
 Logits = Callable[[np.ndarray], np.ndarray]
@@ -56,9 +55,14 @@ def open_torch(
         A function from images to logits, float32 arrays ``(N, C, H, W)`` in and
         ``(N, 1, H, W)`` out, and what the file says of itself: ``format``, ``size``, ``threshold``.
     """
-    device = pick_device() if device is None else torch.device(device)
-    weights = kind == "pytorch"
-    model, info = load_model(path, network) if weights else _open_program(path, kind, device)
+    about = {METADATA_KEY: "{}"}
+    with warnings.catch_warnings(action="ignore", category=FutureWarning):  # TorchScript is old
+        if kind == "pytorch":
+            model, info = load_model(path, network)
+        elif kind == "exported":
+            model = torch.export.load(path, extra_files=about).module()
+        else:
+            model = torch.jit.load(path, map_location=device, _extra_files=about)
     memory_format = torch.channels_last if precision == "bf16" else torch.contiguous_format
     model = model.to(device, memory_format=memory_format)
     model = torch.compile(model) if runtime else model
@@ -74,35 +78,19 @@ def open_torch(
         finally:
             torch.set_num_threads(before)
 
+    info = info if kind == "pytorch" else json.loads(about[METADATA_KEY])
     return logits, info | dict(format=kind)
-
-
-def _open_program(path: Path, kind: str, device: torch.device):
-    description = {METADATA_KEY: ""}
-    try:
-        if kind == "exported":
-            model = torch.export.load(path, extra_files=description).module()
-        else:
-            with warnings.catch_warnings(action="ignore", category=FutureWarning):  # deprecated
-                model = torch.jit.load(path, map_location=device, _extra_files=description)
-        return model, dict(json.loads(description[METADATA_KEY]))
-    except Exception:  # torch.export raises errors of many kinds on a damaged file
-        raise ModelFileError(f"{path}: damaged, or not of unetlib; export it again.") from None
 
 
 def open_onnx(path: Path, threads, precision, runtime) -> tuple[Logits, dict]:
     """Open an ONNX file; see ``open_torch``."""
-    try:
-        content = onnx.load(path, load_external_data=False)
-        if b"\n\x08location" in content.SerializeToString():  # the key, wherever a tensor has it
-            raise ValueError("it takes weights from other files, which could be any")
-        described = {entry.key: entry.value for entry in content.metadata_props}
-        quantised = any(node.op_type == "QuantizeLinear" for node in content.graph.node)
-        info = json.loads(described[METADATA_KEY]) | dict(format="int8" if quantised else "onnx")
-        return _start(path, threads, precision, runtime), info
-    except Exception as error:  # the runtimes' errors share no public base class
-        problem = f"not an ONNX file of unetlib ({str(error).partition(chr(10))[0]})"
-        raise ModelFileError(f"{path}: {problem}; export it again.") from None
+    content = onnx.load(path, load_external_data=False)
+    if b"\n\x08location" in content.SerializeToString():  # the key, wherever a tensor has it
+        raise ValueError("it takes weights from other files, which could be any")
+    described = {entry.key: entry.value for entry in content.metadata_props}
+    quantised = any(node.op_type == "QuantizeLinear" for node in content.graph.node)
+    info = json.loads(described[METADATA_KEY]) | dict(format="int8" if quantised else "onnx")
+    return _start(path, threads, precision, runtime), info
 
 
 def _start(path: Path, threads: int | None, precision: str, runtime: Runtime | None) -> Logits:

@@ -1,16 +1,22 @@
 """Paths -> images to predict, and the files that their masks may be written to."""
 
 import os
+import warnings
+import zlib
 from collections import Counter
 from collections.abc import Iterable
+from contextlib import suppress
+from mimetypes import guess_type, types_map
 from pathlib import Path
 
-from unetlib.pictures import SUFFIXES as IMAGE_SUFFIXES
-from unetlib.pictures import DataError
+from unetlib.pictures import SUFFIXES, DataError
 
 # What a data set calls its own masks; the csv files look like a submission.
 TRUTH = ("train_masks", "train_masks.csv", "metadata.csv", "sample_submission.csv")
+CSV = (".csv", ".csv.gz")
 HEADER, UNREADABLE_HEADER = "img,rle_mask\n", "file,problem\n"
+# With those that Pillow does not read: they have to be named as left out.
+PICTURES = {*SUFFIXES, *(end for end, kind in types_map.items() if kind.startswith("image/"))}
 MASK_SIGN = "tEXtSoftware\0unetlib"  # near the start of a mask that write_masks wrote
 
 Paths = str | Path | Iterable[str | Path]
@@ -22,7 +28,7 @@ def paths_of(paths: Paths) -> list[Path]:
 
 
 def image_files(paths: Paths) -> list[Path]:
-    """All image files among paths and directly inside folders, sorted within each folder.
+    """All images among paths and directly in folders, sorted; a warning names what else is there.
 
     Raises:
         DataError: a path does not exist, or there is no image at all.
@@ -30,8 +36,13 @@ def image_files(paths: Paths) -> list[Path]:
     found = []
     for path in paths_of(paths):
         if path.is_dir():
-            inside = filter(Path.is_file, sorted(path.glob("[!.]*")))
-            found += [one for one in inside if one.suffix.lower() in IMAGE_SUFFIXES]
+            inside = sorted(path.glob("[!.]*"))
+            pictures = [one for one in inside if one.suffix.lower() in PICTURES and one.is_file()]
+            found += pictures
+            if rest := [one.name + "/" * one.is_dir() for one in sorted({*inside} - {*pictures})]:
+                what = ", ".join(rest[:5]) + f" and {len(rest) - 5} more" * (len(rest) > 5)
+                left_out = f"{path}: left out, no pictures or folders to be given, too: {what}"
+                warnings.warn(f"{left_out}.", stacklevel=2)
         elif path.is_file():
             found.append(path)
         else:
@@ -44,8 +55,9 @@ def image_files(paths: Paths) -> list[Path]:
 def mask_files(images: Paths, folder: str | Path) -> dict[Path, Path]:
     """The PNG file of each image's mask; DataError as for ``submission.write_submission``."""
     folder, images = Path(folder), paths_of(images)
-    if folder.is_file() or (folder.suffix.lower() in IMAGE_SUFFIXES and not folder.is_dir()):
-        raise DataError(f"{folder}: give --output a folder, or a file whose name ends in .csv.")
+    like_a_file = folder.suffix.lower() in SUFFIXES or guess_type(folder.name) != (None, None)
+    if folder.is_file() or (like_a_file and not folder.is_dir()):
+        raise DataError(f"{folder}: give --output a folder, or a name ending in .csv or .csv.gz.")
     if here := [image for image in images if image.resolve().parent == folder.resolve()]:
         raise DataError(f"{here[0]}: masks need a folder of their own; choose another --output.")
     results = [folder / f"{image.stem}_mask.png" for image in images]
@@ -57,6 +69,8 @@ def mask_files(images: Paths, folder: str | Path) -> dict[Path, Path]:
 def code_files(images: Paths, path: str | Path) -> tuple[list[Path], Path]:
     """The images of a csv file of run lengths, and the csv file of what is left out of it."""
     path, images = Path(path), paths_of(images)
+    if not path.name.lower().endswith(CSV):
+        raise DataError(f"{path}: give run lengths a name that ends in .csv or .csv.gz.")
     unreadable = path.with_name(f"{path.stem}.unreadable.csv")
     _check_output(path, images, {path: HEADER, unreadable: UNREADABLE_HEADER})
     return images, unreadable
@@ -66,13 +80,15 @@ def _check_output(output: Path, results: list[Path], signs: dict[Path, str]) -> 
     """Refuse two results of one name, and to replace what is a data set's or not like ours."""
     [(name, count)] = Counter(result.name for result in results).most_common(1) or [("", 0)]
     if count > 1:
-        raise DataError(f"{name}: two images of this name; predict their folders in turn.")
+        raise DataError(f"{name}: two images of this name; predict them in turn.")
     if output.resolve().name.lower() in TRUTH:
         raise DataError(f"{output}: named as a data set's own masks; choose another --output.")
     for path, sign in signs.items():
         start = b"a folder" if os.path.isdir(path) else b""
         if os.path.isfile(path):
             with open(path, "rb") as file:
-                start = file.read(128).strip(b"\0")  # a power failure leaves nothing, or zeros
+                start = file.read(1024).strip(b"\0")  # a power failure leaves nothing, or zeros
+            with suppress(zlib.error):  # of a file that gzip has not packed
+                start = zlib.decompressobj(31).decompress(start)
         if start and sign.encode() not in start:
             raise DataError(f"{path}: not written by unetlib, so kept; choose another --output.")

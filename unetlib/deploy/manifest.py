@@ -8,14 +8,16 @@ than named there is refused. A folder from a stranger brings a manifest of its o
 
 import hashlib
 import json
+import warnings
 import zipfile
 from collections.abc import Iterable
+from functools import partial
 from pathlib import Path
 from typing import Literal
 
 from unetlib.pictures import DataError
 from unetlib.support.errors import ModelFileError
-from unetlib.support.files import whole_file
+from unetlib.support.files import locked, whole_file
 
 FILES = {
     "pytorch": "unet_model.pth",
@@ -28,6 +30,11 @@ PROGRAMS = ("torchscript", "exported")
 Runtime = Literal["openvino", "compile"]
 RUNTIMES = {"openvino": "ONNX files", "compile": ".pth files of weights"}
 MANIFEST = "manifest.json"
+
+
+def folder_lock(folder: Path):
+    """The lock of whoever writes models into a folder, whatever home the program has."""
+    return locked(folder / ".lock", partial(print, f"{folder}: another program writes; waiting"))
 
 
 def check_manifest(folder: Path) -> dict:
@@ -111,7 +118,8 @@ def check_file(path: str | Path, trust: bool = False, runtime: Runtime | None = 
         runtime: in place of the file's own, see ``RUNTIMES``.
 
     Returns:
-        ``pytorch`` (weights), ``torchscript``, ``exported`` or ``onnx`` (int8 files included).
+        ``pytorch`` (weights), ``torchscript``, ``exported`` or ``onnx`` (int8 files included). A
+        warning says if the ``unet_model.pth`` beside it is of another training.
 
     Raises:
         ModelFileError: no such file, or no model; not for that runtime; a program that the
@@ -133,10 +141,14 @@ def check_file(path: str | Path, trust: bool = False, runtime: Runtime | None = 
         raise ModelFileError(f"{path}: runtime={runtime!r} does not run this file; {kinds}.")
     if trust:
         return kind
-    known = read_manifest(path.parent).get(path.name, {}).get("sha256")
+    entry, newest = read_manifest(path.parent).get(path.name, {}), path.parent / FILES["pytorch"]
+    known, weights = entry.get("sha256"), entry.get("weights")
     if known != (file_hash(path) if known or kind in PROGRAMS else None):
         problem = "damaged, or not the file" if known else "a program, and not one"
         problem += f" that {MANIFEST} beside it vouches for"
         remedy = "export it again, or pass trust=True if you trust whoever made it"
         raise ModelFileError(f"{path}: refused, {problem}; {remedy}.")
+    if weights and newest.is_file() and file_hash(newest) != weights:
+        problem = f"of another training than {newest.name} beside it"
+        warnings.warn(f"{path}: {problem}; python -m unetlib export writes it anew.", stacklevel=1)
     return kind

@@ -10,6 +10,7 @@ from PIL import Image
 from unetlib.dataset import to_tensor
 from unetlib.deploy.formats import Logits, missing_runtime, open_onnx, open_torch
 from unetlib.deploy.manifest import check_file
+from unetlib.device import pick_device
 from unetlib.pictures import image_size, load_image, sides
 from unetlib.support.errors import ModelFileError
 
@@ -62,18 +63,27 @@ class Predictor:
         """
         if not isinstance(size, str) or size not in ("original", "model"):
             size = sides(size)
-        if _are_several(image_or_images):
-            return list(self._predict(list(image_or_images), size, flip))
-        return next(self._predict([image_or_images], size, flip))
+        several, found = _are_several(image_or_images), []
+        images = list(image_or_images) if several else [image_or_images]
+        for start in range(0, len(images), BATCH_SIZE):
+            batch = images[start : start + BATCH_SIZE]
+            pictures = [load_image(one, self.size, self.colour) for one in batch]
+            maps = self.predict_maps(np.stack(pictures), flip)
+            for image, probability in zip(batch, maps, strict=True):
+                own = probability.shape if size == "model" else image_size(image)
+                found.append(enlarge(probability, own if isinstance(size, str) else size))
+        return found if several else found[0]
 
     def predict_mask(
         self, image_or_images, threshold: float | None = None, size="original", *, flip=False
     ) -> np.ndarray | list[np.ndarray]:
         """Masks, boolean ``(H, W)``: the enlarged probability above the threshold.
 
-        Otherwise as ``predict_proba``; ``threshold`` None takes the file's own, usually 0.5.
+        Otherwise as ``predict_proba``; ``threshold`` is in [0, 1], None takes the file's own.
         """
         threshold = self.threshold if threshold is None else threshold
+        if not 0 <= threshold <= 1:
+            raise ValueError(f"threshold={threshold}: give a probability, from 0 to 1.")
         found = self.predict_proba(image_or_images, size, flip=flip)
         return [one > threshold for one in found] if isinstance(found, list) else found > threshold
 
@@ -88,19 +98,10 @@ class Predictor:
             float32 ``(N, H, W)``.
         """
         logits = torch.from_numpy(self.logits(to_tensor(images).numpy())[:, 0])
+        maps = torch.sigmoid(logits).numpy()
         if flip:
-            mirrored = self.predict_maps(images[:, :, ::-1].copy(), flip=False)
-            return (torch.sigmoid(logits).numpy() + mirrored[:, :, ::-1]) / 2
-        return torch.sigmoid(logits).numpy()
-
-    def _predict(self, images: list, size, flip: bool) -> Iterator[np.ndarray]:
-        for start in range(0, len(images), BATCH_SIZE):
-            batch = images[start : start + BATCH_SIZE]
-            pictures = [load_image(one, self.size, self.colour) for one in batch]
-            maps = self.predict_maps(np.stack(pictures), flip)
-            for image, probability in zip(batch, maps, strict=True):
-                own = probability.shape if size == "model" else image_size(image)
-                yield enlarge(probability, own if isinstance(size, str) else size)
+            maps = (maps + self.predict_maps(images[:, :, ::-1].copy())[:, :, ::-1]) / 2
+        return maps
 
 
 def _are_several(images) -> bool:
@@ -133,7 +134,8 @@ def load_predictor(
         network: for ``.pth`` files of an own network, see ``load_model``.
 
     Raises:
-        ModelFileError: no such file, unreadable, not written by unetlib, or not to be trusted.
+        ModelFileError: no such file, unreadable, not written by unetlib, or not to be trusted; or,
+            tried on a black image, it does not give one logit per pixel.
         ValueError: ``threads`` is not an integer above 0.
         RuntimeError, AssertionError: PyTorch's own, where the device is not there.
     """
@@ -145,8 +147,21 @@ def load_predictor(
         raise ModelFileError(f"{path}: precision={precision!r} does not fit this file; {fit}.")
     if runtime is not None and (problem := missing_runtime(runtime)):
         raise ModelFileError(f"{path}: {runtime}: {problem}.")
-    if kind == "onnx":
-        logits, info = open_onnx(path, threads, precision, runtime)
-    else:
-        logits, info = open_torch(path, kind, device, threads, precision, runtime, network)
-    return Predictor(logits, info, path, precision, trust, runtime)
+    if kind != "onnx":
+        device = torch.zeros(0, device=pick_device() if device is None else device).device
+    try:
+        if kind == "onnx":
+            logits, info = open_onnx(path, threads, precision, runtime)
+        else:
+            logits, info = open_torch(path, kind, device, threads, precision, runtime, network)
+        predictor = Predictor(logits, info, path, precision, trust, runtime)
+        found = predictor.logits(np.zeros((1, *predictor.shape), np.float32)).shape
+        if found != (1, 1, *predictor.shape[1:]) or not 0 <= predictor.threshold <= 1:
+            raise ValueError(f"logits {found}, threshold {predictor.threshold}")
+        return predictor
+    except ModelFileError:
+        raise
+    except Exception as error:  # damaged files and the runtimes raise errors of many kinds
+        why = str(error).strip().partition("\n")[0] or type(error).__name__
+        what = f"{path}: damaged, or no model of unetlib ({why})"
+        raise ModelFileError(f"{what}; export it again.") from None

@@ -7,7 +7,9 @@ run finds again what it has finished and nothing else, and several processes sha
 
 import csv
 import errno
+import gzip
 import hashlib
+import io
 import json
 import os
 import shutil
@@ -62,7 +64,7 @@ def write_masks(
 def write_submission(
     predictor: Predictor, images: Paths, path: str | Path, *, flip=False, accelerator=None
 ) -> list[tuple[str, str]]:
-    """Write Kaggle's submission file, columns ``img,rle_mask``, a line per image in order.
+    """Write Kaggle's submission, ``img,rle_mask`` of each image in order; gzip packs ``.csv.gz``.
 
     The file appears whole or not at all. A run that was stopped or killed goes on after the last
     images that it finished. An image that cannot be read, or whose name cannot be written, gets no
@@ -78,9 +80,9 @@ def write_submission(
         the list, the others an empty one.
 
     Raises:
-        DataError: two images of one name, or none that can be read; or the output would replace
-            something that unetlib did not write, or a data set's own masks; or another run has
-            finished the same output meanwhile.
+        DataError: two images of one name, or none that can be read; or an output of another kind's
+            name, or that would replace something that unetlib did not write, or a data set's own
+            masks; or another run has finished the same output meanwhile.
     """
     path, (images, unreadable) = Path(path), code_files(images, path)
 
@@ -201,7 +203,9 @@ def _is_whole(part: Path) -> bool:
 
 def _write_csv(path: Path, header: str, rows: Iterable[tuple[str, str]]) -> None:
     # A byte of a name that is not UTF-8 is written as \udcXX.
-    how = dict(newline="", encoding="utf-8", errors="backslashreplace")
-    with whole_file(path) as part, open(part, "w", **how) as file:
-        file.write(header)
-        csv.writer(file, lineterminator="\n").writerows(rows)
+    with whole_file(path) as part, open(part, "wb") as file:
+        if path.suffix.lower() == ".gz":  # no time and no name inside: equal masks, equal files
+            file = gzip.GzipFile("", "wb", 6, file, mtime=0)
+        with io.TextIOWrapper(file, "utf-8", "backslashreplace", "") as text:
+            text.write(header)
+            csv.writer(text, lineterminator="\n").writerows(rows)

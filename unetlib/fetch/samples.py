@@ -1,7 +1,6 @@
 """Folders or patterns -> a table of samples; each new or changed file is looked into."""
 
 import glob
-import hashlib
 import os
 import warnings
 from collections.abc import Callable
@@ -12,22 +11,13 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
-from PIL import Image
+from PIL import ExifTags, Image
 from tqdm.auto import tqdm
 
 from unetlib import carvana
 from unetlib.carvana import Pair, files_in, folders_in
 from unetlib.masks import read_mask
-from unetlib.pictures import (
-    ORIENTATION,
-    SUFFIXES,
-    UNREADABLE,
-    DataError,
-    Problem,
-    image_size,
-    scale,
-    unreadable,
-)
+from unetlib.pictures import SUFFIXES, UNREADABLE, DataError, Problem, image_size, scale, unreadable
 from unetlib.support import folders
 from unetlib.support.memory import recall, remembered
 
@@ -73,27 +63,24 @@ def find_samples(
     if not isinstance(mask_value, Real | None):
         raise ValueError(f"mask_value={mask_value!r} is no number: give a value that masks have.")
     if images is None:
-        root = Path(root if root is not None else folders.data_dir())
-        listed = list_folder(root)
+        listed = list_folder(Path(root if root is not None else folders.data_dir()))
     else:
         labels = {} if masks is None else dict.fromkeys(_files_of(masks))
         photos = [path for path in _files_of(images) if path not in labels]
         pairs = [(path, None) for path in photos], []
         listed = *(pairs if masks is None else carvana.pair_up(photos, list(labels))), False
-    places = [one and os.path.abspath(one) for one in (root, images, masks)]
-    name = hashlib.sha256(repr((places, mask_value)).encode()).hexdigest()[:12]
-    with remembered(f"samples-{VERSION}-{name}") as known:
-        samples = collect(listed, partial(_inspect_once, known=known, mask_value=mask_value), group)
+    with remembered(f"samples-{VERSION}") as known:
+        samples = collect(listed, partial(_inspect_once, known=known, mask_value=mask_value))
     if samples.empty:
         raise DataError(f"No usable image: {samples.attrs['problems'][0]}")
+    if group is not None:
+        samples["group"] = [str(group(Path(one))) for one in samples["image"]]
     warn_of("left out, unless marked as kept", samples.attrs["problems"])
     return samples if mask_value is None else samples.assign(mask_value=mask_value)
 
 
 def list_folder(root: Path) -> tuple[list[Pair], list[Problem], bool]:
-    """``carvana.list_pairs``, other files beside them, archives that were not unpacked, and a
-    folder without images.
-    """
+    """``carvana.list_pairs``, and what else is wrong: other files, packed archives, no images."""
     (pairs, problems, cars), here = carvana.list_pairs(root), files_in(root)
     for folder in (*folders_in(root), root / "test") if pairs else ():
         for path in sorted({*files_in(folder)} - {*files_in(folder, SUFFIXES)}):
@@ -123,7 +110,7 @@ def _files_of(place: str | Path) -> list[Path]:
     return files
 
 
-def collect(listed: tuple, look: Callable[[Pair], Finding], group=None) -> pd.DataFrame:
+def collect(listed: tuple, look: Callable[[Pair], Finding]) -> pd.DataFrame:
     """The table of ``find_samples``, perhaps empty; ``look`` is ``inspect`` or does more."""
     (pairs, problems, cars), rows, kinds = listed, {}, {}
     with ThreadPoolExecutor() as pool:  # Pillow decodes outside of the interpreter lock
@@ -139,14 +126,14 @@ def collect(listed: tuple, look: Callable[[Pair], Finding], group=None) -> pd.Da
         doubt = f"kept, but {less} masks have the object as {kind:g}, and {more} as {usual:g}"
         remedy = f"if these are two things, choose one: find_samples(..., mask_value={kind:g})"
         problems.append(Problem(kinds[kind][0], doubt, remedy))
-    samples = carvana.sample_table(list(rows.values()), cars, group)
+    samples = carvana.sample_table(list(rows.values()), cars)
     samples.attrs["problems"] = problems
     return samples
 
 
 def _inspect_once(pair: Pair, known: dict, mask_value: float | None) -> Finding:
     """``inspect``, unless the pair is known to be usable and neither file has changed since."""
-    key = f"{pair[0]} {pair[1]}"
+    key = f"{pair[0]} {pair[1]} {mask_value}"
     row, doubts, kind = recall(known, key, pair, partial(inspect, pair, mask_value))
     if row is None:  # looked at each time: the reason may lie outside of the files
         known.pop(key, None)
@@ -164,7 +151,7 @@ def inspect(pair: Pair, mask_value: float | None = None, whole: bool = False) ->
                 doubt = "kept, but dark: its greys use under a quarter of its bits"
                 doubts.append(Problem(str(image), doubt, "save it with 8 bits a channel"))
             size = image_size(opened)
-            turned = opened.getexif().get(ORIENTATION, 1) in range(2, 9)
+            turned = opened.getexif().get(ExifTags.Base.Orientation, 1) in range(2, 9)
             if mask and turned and size == opened.size[::-1]:
                 doubt = "kept, but turned by its EXIF tag, and nothing tells whether its mask is"
                 doubts.append(Problem(str(image), doubt, "compare them, and save it without a tag"))

@@ -30,11 +30,7 @@ def read_metadata(root: str | Path | None = None) -> pd.DataFrame | None:
 
 
 def read_rles(root: str | Path | None = None) -> pd.Series | None:
-    """Read ``train_masks.csv`` as run-length codes (text) by sample id; see ``read_metadata``.
-
-    Raises:
-        DataError: not a csv file with the columns ``img`` and ``rle_mask``.
-    """
+    """Read ``train_masks.csv`` (img, rle_mask): codes (text) by id; else as ``read_metadata``."""
     table = _read(root, "train_masks.csv", "img", "rle_mask")
     return None if table is None else table.set_index("id")["rle_mask"]
 

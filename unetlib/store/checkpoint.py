@@ -29,7 +29,8 @@ def load_state(folder: Path) -> dict:
     """
     try:
         state = load_plain(folder / "last.pth")
-        if lacking := {"model", "optimizer", "scheduler", "batch_size", "lr"} - set(state):
+        lacking = {"model", "optimizer", "scheduler", "batch_size", "lr", "metrics"} - set(state)
+        if lacking:
             raise KeyError(lacking)
         epochs, best = len(state["history"]), None
         epoch = best_epoch(pd.DataFrame(state["history"]), state["best_by"])
@@ -105,21 +106,17 @@ def write_run(run: Run, learner: Learner, first: bool, best: dict | None = None)
             save_atomically(best, run.checkpoint)
         os.replace(folder / "next.pth", folder / "last.pth")
         if best is None and run.best_epoch == len(run.history):
-            info = dict(recipe=settings_of(run), epoch=run.best_epoch, val_dice=run.best_dice)
-            info |= dict(size=run.recipe.size, colour=run.recipe.colour)
+            info = dict(recipe=stored(run), epoch=run.best_epoch, val_dice=run.best_dice)
+            info |= dict(size=run.recipe.size, colour=run.recipe.colour, data=run.details["data"])
             save_model(run.checkpoint, learner.model, **info)
         write_tables(run)
     except OSError as error:
         raise unwritable(folder, error) from None
 
 
-def settings_of(run: Run) -> dict:
-    return stored(run.recipe, run.details["question"]["code"])
-
-
 def write_tables(run: Run) -> None:
     """Write what people can read of a run, ``history.csv`` last."""
-    for name, content in (("recipe", settings_of(run)), ("run", run.details)):
+    for name, content in (("recipe", stored(run)), ("run", run.details)):
         with whole_file(run.folder / f"{name}.json") as part:
             part.write_text(json.dumps(content, indent=1), encoding="utf-8")
     with whole_file(run.folder / "history.csv") as part:

@@ -59,8 +59,7 @@ def clean_runs(keep: int | Mapping[str, Run] | Iterable[Run] = 10) -> list[str]:
     """Delete runs but those to keep and those being trained; empty the cache; name the deleted.
 
     Damaged and half-written runs are deleted, too. Links, and folders without a file of a run
-    (TensorBoard writes into ``runs/`` as well), stay as they are. What the cache held, decoded
-    images above all, is found again when it is needed.
+    (TensorBoard writes into ``runs/`` as well), stay as they are. The cache fills up again by use.
 
     Args:
         keep: how many of the newest, or which ones.

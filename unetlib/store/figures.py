@@ -3,7 +3,7 @@
 As in ``plots``, every function returns its figure, closed.
 """
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -15,19 +15,14 @@ from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
+from unetlib.masks import to_binary
 from unetlib.plots import CAR, DPI, MISSED, show_images
 from unetlib.store.compare import compare_runs
 from unetlib.store.lr_find import steepest_lr
 from unetlib.store.runs import HISTORY, Run
 
 
-def show_predictions(
-    images: Sequence[np.ndarray],
-    masks: Sequence[np.ndarray],
-    probabilities: Sequence[np.ndarray],
-    titles: Sequence[str] | None = None,
-    threshold: float = 0.5,
-) -> Figure:
+def show_predictions(images, masks, probabilities, titles=None, threshold=0.5) -> Figure:
     """A column per image: input, true mask, probability, and where the thresholded mask errs.
 
     In the last row, orange pixels are car that was missed, blue ones background taken for car.
@@ -35,12 +30,18 @@ def show_predictions(
     Args:
         images: ``(H, W)`` each; masks: ``(H, W)`` 0/1; probabilities: ``(H, W)`` in [0, 1].
         titles: above each column.
+
+    Raises:
+        ValueError: a mask, a probability or the threshold has other values (DataError: a mask).
     """
-    given, columns = (images, masks, probabilities), len(images)
+    given, columns = (images, map(to_binary, masks), probabilities), len(images)
     rows = [[np.squeeze(np.asarray(picture)) for picture in row] for row in given]
+    for one in (*rows[2], threshold):
+        if not 0 <= np.min(one) <= np.max(one) <= 1:  # or nan
+            raise ValueError("show_predictions: probabilities and threshold must be from 0 to 1.")
     colours = np.array([(1, 1, 1), to_rgb(CAR), to_rgb(MISSED), (0.75, 0.75, 0.75)])
     pairs = zip(*rows[1:], strict=True)
-    rows.append([colours[2 * (mask >= 0.5) + (one > threshold)] for mask, one in pairs])
+    rows.append([colours[2 * mask + (one > threshold)] for mask, one in pairs])
     pictures = [picture for row in rows for picture in row]
     figure = show_images(pictures, ncols=columns, width=1.7 * columns + 0.5)
     for axis, title in zip(figure.axes, titles or [], strict=False):

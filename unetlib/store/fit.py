@@ -7,6 +7,7 @@ batch: their number changes the speed, but see ``SharedLearner`` on batch normal
 import math
 import signal
 import threading
+import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import replace
@@ -62,8 +63,8 @@ def fit(
         retrain: train again even if the run is finished.
         metrics: further columns of the history by name, see ``evaluate``. They only watch; of a
             finished run that lacks one, the kept model is scored.
-        best_by: the epoch to keep: ``dice``, ``iou``, ``loss`` or a metric (nan is never better),
-            and ``max`` or ``min``.
+        best_by: the epoch to keep: ``dice``, ``dice_objects`` (of the images with an object),
+            ``iou``, ``loss`` or a metric (nan is never better), and ``max`` or ``min``.
 
     Raises:
         ValueError: an impossible ``best_by``; or own code that gives what it must not.
@@ -76,7 +77,8 @@ def fit(
         if table.empty:
             raise DataError(f"The sample table {name!r} has no rows: choose another split.")
     metrics, best_by = dict(metrics or {}), tuple(best_by)
-    known = [(name, way) for name in ("dice", "iou", "loss", *metrics) for way in ("max", "min")]
+    scores = ("dice", "dice_objects", "iou", "loss", *metrics)
+    known = [(name, way) for name in scores for way in ("max", "min")]
     if best_by not in known:
         raise ValueError(f"best_by={best_by} is unknown: use one of {known}.")
     accelerator = start_accelerator()
@@ -89,10 +91,16 @@ def fit(
             run, state = _look_up(recipe, question, folder)
             if run is not None:
                 _score_kept(replace(run, recipe=recipe), val, metrics)
+                with suppress(OSError):  # asked last, so that find_runs lists it last
+                    (folder / "history.csv").touch()
         run, state = broadcast_object_list([run, state])
-        if run is not None:
-            return replace(run, recipe=recipe)
-        return _train(recipe, train, val, question, state, on_epoch, metrics, accelerator)
+        run = run and replace(run, recipe=recipe)
+        run = run or _train(recipe, train, val, question, state, on_epoch, metrics, accelerator)
+    if accelerator.is_main_process and run.finished and not run.best_dice_objects > 0:
+        what = "the kept model finds no object in the validation images: check that they have some"
+        remedy = "train longer, or with loss='bce_dice' or best_by=('dice_objects', 'max')"
+        warnings.warn(f"run {folder.name}: {what}, {remedy}.", stacklevel=2)
+    return run
 
 
 def _look_up(recipe: Recipe, question: dict, folder: Path) -> tuple[Run | None, dict | None]:
@@ -163,7 +171,7 @@ def _train(recipe, train_rows, val_rows, question, state, on_epoch, metrics, acc
         settings = recipe.mask, recipe.augment, decode_once, recipe.colour
         sizes = {recipe.size_in(1), recipe.size}
         train_sets = {size: CarvanaDataset(train_rows, size, *settings) for size in sizes}
-        val_set = CarvanaDataset(val_rows, recipe.size, decode=decode_once, colour=recipe.colour)
+        val_set = CarvanaDataset(val_rows, recipe.size, recipe.mask, "none", *settings[2:])
     if state is None:
         batch_size, lr = settle_batch_size(recipe, len(train_rows), accelerator)
     else:
@@ -179,6 +187,7 @@ def _train(recipe, train_rows, val_rows, question, state, on_epoch, metrics, acc
     details |= dict(batch_size=batch_size, lr=lr, precision=learner.precision, device=str(device))
     details |= dict(processes=accelerator.num_processes, train_images=len(train_rows))
     details |= dict(train_ids=list(train_rows["id"]), val_ids=list(val_rows["id"]))
+    details |= dict(data_folder=str(Path(train_rows["image"].iloc[0]).absolute().parent.parent))
     details |= dict(metrics={name: code_hash(metric) for name, metric in metrics.items()})
     run = Run(folder, recipe, pd.DataFrame(columns=HISTORY, dtype=float), details)
     if state is not None:

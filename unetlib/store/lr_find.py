@@ -39,30 +39,26 @@ def lr_find(
     with weights_named(recipe.start_from):
         learner = Learner(replace(recipe, schedule="constant"), steps)
     epochs = (learner.batches(dataset, batch_size, epoch) for epoch in count(1))
-    batches, rows, average = chain.from_iterable(epochs), [], 0.0
+    batches, rates, losses = chain.from_iterable(epochs), np.geomspace(lowest, highest, steps), []
     learner.forward.train()
     with (
         seeded(recipe.seed),
         memory_kept(learner.device),
         out_of_memory_named(batch_size, recipe.size, learner.device),
-        tqdm(total=steps, desc="learning rates") as bar,
         suppress(ExplodedError),
     ):
-        for lr in np.geomspace(lowest, highest, steps):
+        for lr in tqdm(rates, "learning rates"):
             for group in learner.optimizer.param_groups:
                 group["lr"] = lr
             images, masks = next(batches)
-            loss = learner.step(images, masks) / len(images)
-            average = 0.8 * average + 0.2 * loss
-            smoothed = average / (1 - 0.8 ** (len(rows) + 1))
-            rows.append(dict(lr=lr, loss=loss, smoothed=smoothed))
-            bar.update()
-            least = min(row["smoothed"] for row in rows)  # below 0 with some losses
-            if smoothed > least + 3 * abs(least):
+            losses.append(learner.step(images, masks) / len(images))
+            smoothed = pd.Series(losses).ewm(alpha=0.2).mean()
+            least = smoothed.min()  # below 0 with some losses
+            if smoothed.iloc[-1] > least + 3 * abs(least):
                 break
-    if len(rows) < 3:
+    if len(losses) < 3:
         raise TrainingError("The loss exploded at once: begin the range test lower (lowest=...).")
-    return pd.DataFrame(rows)
+    return pd.DataFrame(dict(lr=rates[: len(losses)], loss=losses, smoothed=smoothed))
 
 
 def steepest_lr(table: pd.DataFrame) -> float:

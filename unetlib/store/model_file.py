@@ -12,6 +12,7 @@ import torch
 from torch import nn
 
 from unetlib.model import UNet
+from unetlib.seeds import seeded
 from unetlib.support.errors import ModelFileError
 from unetlib.support.files import whole_file
 
@@ -33,9 +34,14 @@ def save_model(path, model: nn.Module, size, threshold=0.5, colour=False, **info
 
     Raises:
         TypeError: a value in ``info`` that JSON cannot hold. Nothing is written.
+        ValueError: a threshold outside 0 to 1; a ``UNet`` of several outputs, or whose inputs do
+            not fit ``colour``.
     """
     model = getattr(model, "_orig_mod", model)
     own = None if as_built(model) else type(model).__name__
+    fit = dict(in_channels=3 if colour else 1, out_channels=1)
+    if not own and not fit.items() <= model.architecture.items():
+        raise ValueError(f"A UNet of other channels than {fit}: give one, and colour= as it is.")
     plain = dict(architecture=None if own else model.architecture, network=own, info=info)
     plain |= dict(format=FILE_FORMAT, version=FILE_VERSION) | description(size, threshold, colour)
     content = json.loads(json.dumps(plain, default=np.generic.item))
@@ -46,6 +52,8 @@ def save_model(path, model: nn.Module, size, threshold=0.5, colour=False, **info
 def description(size, threshold: float, colour: bool) -> dict:
     """What a file of any format says of itself: enough to predict with it."""
     normalisation = "colour / 255" if colour else "grey / 255"
+    if not 0 <= threshold <= 1:
+        raise ValueError(f"threshold={threshold}: give a probability, from 0 to 1.")
     return dict(size=size, threshold=threshold, colour=colour, normalisation=normalisation)
 
 
@@ -132,7 +140,8 @@ def load_model(path: str | Path, network: Callable | None = None) -> tuple[nn.Mo
         remedy = f"pass network={own}, or on the command line --network module:{own}"
         raise ModelFileError(f"{path}: weights of {own}, a network of your own; {remedy}.")
     try:
-        model = UNet(**content["architecture"]) if network is None else network()
+        with torch.device("cpu"), seeded(0):  # whatever PyTorch's default device and type
+            model = UNet(**content["architecture"]) if network is None else network()
         model.load_state_dict(content.pop("state_dict"))
         content["size"] = tuple(content["size"]) if np.ndim(content["size"]) else content["size"]
     except (AttributeError, RuntimeError, TypeError, ValueError, KeyError) as error:

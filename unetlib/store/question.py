@@ -26,13 +26,10 @@ class MissingCode:
         remedy = f"define it, and pass it: Recipe({self.setting}={self.name})"
         raise RunError(f"{self.setting} {self.name!r} is code of another program; {remedy}.")
 
-    def __repr__(self) -> str:
-        return f"<{self.name} {self.code[:4]}>"
 
-
-def stored(recipe: Recipe, code: dict[str, str]) -> dict:
-    """A recipe's settings as JSON can hold them: own code by its name and its hash in ``code``."""
-    settings = dict(vars(recipe))
+def stored(run) -> dict:
+    """The settings of a run as JSON can hold them: own code by its name and its hash."""
+    settings, code = dict(vars(run.recipe)), run.details["question"]["code"]
     for setting, names in BUILT_IN.items():
         if (value := settings[setting]) not in names:
             settings[setting] = dict(name=name_of(value), code=code[setting])

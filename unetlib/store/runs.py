@@ -56,9 +56,9 @@ class Run:
         folder: its home ``runs/<hash>/``.
         recipe: its settings.
         history: a row per finished epoch: epoch, lr (at its start), train_loss, val_loss, val_dice,
-            val_iou, further metrics (nan where they were not asked for), seconds.
+            val_iou, seconds, val_dice_objects (if masks are empty), metrics (nan: not asked for).
         details: device, precision, batch_size, lr, processes, train_ids, val_ids, train_images,
-            profile, data, versions, question, metrics (hashes of their code).
+            profile, data (hashes), data_folder, versions, question, metrics (hashes of their code).
         preview: while training, of four validation images after the latest epoch: images,
             coverage, probabilities, each ``(4, H, W)``; otherwise None.
     """
@@ -104,13 +104,10 @@ class Run:
     # Of the kept model: means over the validation images, hard masks, at the recipe's size.
     best_dice = property(lambda self: self.at_best("val_dice"))
     best_iou = property(lambda self: self.at_best("val_iou"))
+    # The same over the images with an object, some or all.
+    best_dice_objects = property(lambda self: self.at_best(_column("dice_objects", self.history)))
 
     seconds = property(lambda self: float(self.history["seconds"].sum()))
-
-    def seconds_to(self, dice: float) -> float:
-        """Seconds of training, validation included, until an epoch reached this Dice, or nan."""
-        reached = self.history["val_dice"] >= dice
-        return float(self.history["seconds"].cumsum()[reached].min())
 
     @property
     def images_per_second(self) -> float:
@@ -157,8 +154,14 @@ def best_epoch(history: pd.DataFrame, best_by: Sequence[str]) -> int:
     """The number of the first best epoch, 0 if there is none."""
     if history.empty:
         return 0
-    scores = history[f"val_{best_by[0]}"] * (1 if best_by[1] == "max" else -1)
+    scores = history[_column(best_by[0], history)] * (1 if best_by[1] == "max" else -1)
     return int(scores.fillna(-np.inf).argmax()) + 1
+
+
+def _column(score: str, history: pd.DataFrame) -> str:
+    """Where a score stands in the history; where no mask is empty, its Dice is of objects alone."""
+    name = f"val_{score}"
+    return "val_dice" if score == "dice_objects" and name not in history else name
 
 
 def load_run(folder: str | Path) -> Run:
@@ -199,7 +202,7 @@ def _open(folder: Path) -> Run:
 
 
 def find_runs() -> list[Run]:
-    """All runs under ``folders.runs_dir()`` with at least one finished epoch, oldest first.
+    """All runs under ``folders.runs_dir()`` with a finished epoch, the one last asked for at last.
 
     A damaged one is named in a warning and left out. Runs dated in the future, written while the
     clock was wrong, count as the oldest, or newer ones would stay behind them for years.

@@ -35,9 +35,10 @@ def remembered(name: str) -> Iterator[dict]:
 
 def recall(known: dict, key: str, paths: Iterable[str | Path | None], find: Callable):
     """What ``find()`` gives, asked again only when a file has changed."""
-    marks = [stamp(path) for path in paths]
+    marks = [stamp(path) for path in paths if path]
     if known.get(key, [None])[0] != marks:
-        settled = all(map(is_settled, marks))  # asked before reading, which takes time
+        # Asked before reading: a file changed just now may change again and keep its stamp.
+        settled = all(time.time_ns() - max(mark[:2]) > 2_000_000_000 for mark in marks)
         found = find()
         if not settled:
             return found
@@ -45,20 +46,13 @@ def recall(known: dict, key: str, paths: Iterable[str | Path | None], find: Call
     return known[key][1]
 
 
-def stamp(path: str | Path | None) -> list[int]:
+def stamp(path: str | Path) -> list[int]:
     """What changes with a file's content: its times (copying can keep the first), size and node."""
-    if not path:
-        return [0, 0]
     try:
         status = os.stat(path)
     except OSError:  # whoever opens the file will say why
         return [time.time_ns()] * 2
     return [status.st_mtime_ns, status.st_ctime_ns, status.st_size, status.st_ino]
-
-
-def is_settled(mark: list[int]) -> bool:
-    """Whether a file was last changed so long ago that another change would get another stamp."""
-    return time.time_ns() - max(mark[:2]) > 2_000_000_000
 
 
 def file_hashes(paths: Iterable[str]) -> list[str]:

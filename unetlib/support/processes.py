@@ -101,7 +101,7 @@ def settle_batch_size(recipe: Recipe, images: int, accelerator: Accelerator) -> 
     constant = replace(recipe, schedule="constant")
     fitting = 2 ** int(math.log2(max(1, images // FEWEST_STEPS / accelerator.num_processes)))
     while fitting:
-        images = torch.zeros(fitting, recipe.channels, *sides(recipe.size))
+        images = torch.zeros(fitting, recipe.channels, *sides(recipe.size), dtype=torch.float32)
         try:
             learner = Learner(constant, 2, device=accelerator.device)  # alone: others may differ
             learner.step(images, images[:, :1])
