@@ -6,6 +6,7 @@ import course
 import nbformat
 import pytest
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook, new_output
+from tqdm import tqdm
 
 EXERCISE = """\
 answer = ...  # a number
@@ -97,6 +98,7 @@ def test_bars_are_stored_finished_and_metadata_is_dropped(in_tmp_path):
     assert len(first) == 1 and first[0].startswith("kept: 100%|██████████| 3/3 [")
     assert len(second) == 2 and second[0].startswith("outer: 100%|") and second[1] == "after\n"
     assert set(notebook.metadata) == {"kernelspec", "language_info"}
+    assert notebook.metadata.language_info == course.LANGUAGE
     assert all(cell.metadata == {} for cell in notebook.cells)
 
 
@@ -107,6 +109,22 @@ def test_of_a_widget_with_a_still_picture_the_picture_is_stored():
     assert output.data == {"image/png": "iVBO", "text/plain": "a demo"}
 
 
+def test_what_widgets_show_is_not_sent_back_to_the_kernel(in_tmp_path):
+    """nbclient's own way of it made cells with widgets slow, and some wait for ever."""
+    path = write_notebook(
+        in_tmp_path,
+        "from ipywidgets import interact, Output\n"
+        "interact(lambda x: print('shown'), x=(0, 5))\n"
+        "output = Output()\n"
+        "with output:\n    print('shown, too')",
+        "print(output.outputs)",
+    )
+    notebook, problem = course.execute(path, tqdm(disable=True))
+    assert problem is None
+    assert notebook.cells[0].outputs == []
+    assert notebook.cells[1].outputs[0].text == "()\n"
+
+
 def test_a_failing_notebook_is_named_and_left_alone(in_tmp_path, capsys):
     path = write_notebook(in_tmp_path, "1", "raise ValueError('too\\nbad')", "3")
     before = path.read_bytes()
@@ -114,6 +132,16 @@ def test_a_failing_notebook_is_named_and_left_alone(in_tmp_path, capsys):
     assert path.read_bytes() == before
     error = capsys.readouterr().err
     assert f"{os.path.join('notebooks', '01_toy.ipynb')}, cell [2]: bad" in error
+
+
+def test_a_cell_that_hangs_ends_and_is_named(in_tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv("UNETLIB_PROFILE", "ci")
+    monkeypatch.setitem(course.LONGEST, "ci", 1)
+    path = write_notebook(in_tmp_path, "1", "import time\ntime.sleep(600)", "3")
+    before = path.read_bytes()
+    assert course.run([path], in_place=True) == 1
+    assert path.read_bytes() == before
+    assert f"{os.path.join('notebooks', '01_toy.ipynb')}, cell [2]: " in capsys.readouterr().err
 
 
 def test_the_results_name_the_runs_of_this_data_and_the_exported_files(

@@ -1,10 +1,13 @@
 """The notebooks as they are stored in the repository: executed, tidy and small."""
 
 import re
+import subprocess
+import sys
 from pathlib import Path
 
 import nbformat
 import pytest
+from nbconvert.exporters import ScriptExporter
 
 REPOSITORY = Path(__file__).parent.parent
 NOTEBOOKS = sorted((REPOSITORY / "notebooks").glob("[0-9]*.ipynb"))
@@ -130,3 +133,14 @@ def test_local_links_lead_somewhere(path, notebook):
             for target in re.findall(r"\]\(([^)\s#]+)[^)]*\)", cell.source):
                 if "://" not in target and not target.startswith(("mailto:", "attachment:")):
                     assert (path.parent / target).exists(), f"{path.name} links to {target}"
+
+
+def test_as_a_script_it_is_python_and_lacks_no_name(notebook):
+    """As by `jupyter nbconvert --to script`; plain Python has no `display` of its own."""
+    script, resources = ScriptExporter().from_notebook_node(notebook)
+    assert resources["output_extension"] == ".py"
+    undefined = [sys.executable, "-m", "ruff", "check", "--isolated", "--select", "F821", "-"]
+    found = subprocess.run(
+        undefined, input=script, capture_output=True, text=True, encoding="utf-8"
+    )
+    assert found.returncode == 0, found.stdout

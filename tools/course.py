@@ -15,7 +15,8 @@ from pathlib import Path
 
 import nbformat
 from nbclient import NotebookClient
-from nbclient.exceptions import CellExecutionError, DeadKernelError
+from nbclient.exceptions import CellExecutionError, CellTimeoutError, DeadKernelError
+from nbclient.output_widget import OutputWidget
 from nbconvert import HTMLExporter
 from nbformat import NotebookNode
 from tqdm import tqdm
@@ -23,6 +24,15 @@ from tqdm import tqdm
 BUILD = Path("build")
 WIDGET = "application/vnd.jupyter.widget-view+json"
 KERNEL = {"display_name": "Python 3 (ipykernel)", "language": "python", "name": "python3"}
+# By this, nbconvert makes a .py file of a notebook. No version: it differs from machine to machine.
+LANGUAGE = {
+    "file_extension": ".py",
+    "mimetype": "text/x-python",
+    "name": "python",
+    "nbconvert_exporter": "python",
+}
+# The most seconds that a cell may take in each profile: one that takes longer hangs.
+LONGEST = {"ci": 600, "laptop": 2 * 3600, "full": 48 * 3600}
 # Colours and the cursor movements of nested progress bars.
 TERMINAL_CODES = re.compile(r"\x1b\[[0-9;]*[A-Za-z]")
 UNFINISHED_BAR = re.compile(r"(.*: )?\s*\d{1,2}%\|")
@@ -87,7 +97,7 @@ def tidy(notebook: NotebookNode, widgets: dict[str, dict]) -> NotebookNode:
     Args:
         widgets: the last state of each widget by its id, as nbclient collects them.
     """
-    notebook.metadata = NotebookNode(kernelspec=KERNEL, language_info={"name": "python"})
+    notebook.metadata = NotebookNode(kernelspec=KERNEL, language_info=LANGUAGE)
     for cell in notebook.cells:
         tags = cell.metadata.get("tags")
         cell.metadata = NotebookNode(tags=tags) if tags else NotebookNode()
@@ -147,26 +157,40 @@ def _joined(outputs: Iterable[NotebookNode]) -> list[NotebookNode]:
     return joined
 
 
+class OneWayOutput(OutputWidget):
+    """The output of a widget, of which the kernel is not told.
+
+    nbclient would tell it on the channel where it awaits the cell's end, and may miss that then.
+    """
+
+    def sync_state(self) -> None:
+        pass
+
+
 def execute(path: Path, bar: tqdm) -> tuple[NotebookNode, str | None]:
     """Run a notebook in its own folder; returns it with its outputs, and what went wrong if so."""
     notebook = nbformat.read(path, as_version=4)
+    longest = LONGEST.get(os.environ.get("UNETLIB_PROFILE", "").strip() or "laptop")
     client = NotebookClient(
         notebook,
-        timeout=None,
+        timeout=longest,
         kernel_name=KERNEL["name"],
         record_timing=False,
         extra_arguments=["--log-level=40"],  # errors only: the kernel warns about its transport
         resources={"metadata": {"path": str(path.parent)}},
         on_cell_executed=lambda **_: bar.update(),
     )
+    client.widget_registry["@jupyter-widgets/output"]["OutputModel"] = OneWayOutput
     problem = None
     try:
         client.execute()
-    except CellExecutionError as error:
-        # nbclient has stored the error in the cell that raised it, and nothing ran after it.
+    except (CellExecutionError, CellTimeoutError) as error:
+        # The cell that raised it is the last one with a number: nothing ran after it.
         index = max(cell.get("execution_count") or 0 for cell in notebook.cells)
-        last_line = f"{error.ename}: {error.evalue}".strip().splitlines()[-1]
-        problem = f"{path}, cell [{index}]: {last_line}"
+        what = f"no answer within {longest} seconds: the kernel hangs, so run it again"
+        if isinstance(error, CellExecutionError):
+            what = f"{error.ename}: {error.evalue}".strip().splitlines()[-1]
+        problem = f"{path}, cell [{index}]: {what}"
     except DeadKernelError:
         problem = f"{path}: the kernel died, often for want of memory: close other programs."
     return tidy(notebook, client.widget_state), problem
@@ -232,7 +256,7 @@ def print_results() -> None:
     profile, data = unetlib.profile(), fingerprint(val)
     baseline = asdict(profile.scale(Recipe()))
     print(f"Learned from {data_dir()}, {profile}.")
-    print(f"Validation Dice (mean over {len(val)} images of {val['car'].nunique()} unseen cars):")
+    print(f"Validation Dice (mean over {len(val)} images, {val['group'].nunique()} unseen groups):")
     for run in find_runs():
         if run.details["profile"] != profile.name or not run.details["data"].endswith(data):
             continue

@@ -25,7 +25,7 @@ _HOMES = {
     "plots": "overlay show_images",
     "support.folders": "REPOSITORY cache_dir data_dir fullsize_dir models_dir runs_dir",
     "support.cache": "decode_once",
-    "support.profile": "profile",
+    "support.profile": "own_data profile",
     "support.errors": "ModelFileError RunError",
     "store.fit": "fit",
     "store.runs": "find_runs load_run",

@@ -4,6 +4,7 @@ import os
 from dataclasses import dataclass, replace
 
 from unetlib.pictures import sides
+from unetlib.support.folders import REPOSITORY, data_dir
 
 
 @dataclass(frozen=True)
@@ -74,3 +75,8 @@ def profile() -> Profile:
     if name not in PROFILES:
         raise ValueError(f"UNETLIB_PROFILE={name} is unknown: use one of {', '.join(PROFILES)}.")
     return PROFILES[name]
+
+
+def own_data() -> bool:
+    """Whether another data set than the embedded one is in use: less can be asserted of it."""
+    return data_dir() != REPOSITORY / "data" / "sample"
