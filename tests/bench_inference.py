@@ -25,7 +25,6 @@ from unetlib import (
     benchmark,
     compare,
     find_samples,
-    fullsize_dir,
     image_files,
     load_model,
     load_predictor,
@@ -95,7 +94,7 @@ def main() -> None:
     models = models_dir()
     _, val = split_by_group(find_samples(REPOSITORY / "data" / "sample"))
     print(f"{models}, torch {torch.__version__}, {torch.backends.cpu.get_cpu_capability()}")
-    folders = sys.argv[1:] or [fullsize_dir() / "train", fullsize_dir() / "test"]
+    folders = sys.argv[1:] or [*(REPOSITORY / "data" / "fullsize").glob("t*t*")]
     photos = image_files(folder for folder in folders if Path(folder).is_dir())
     bench_formats(models, val.iloc[::2])
     bench_folder(models, photos)

@@ -23,7 +23,6 @@ from unetlib import (
     dice,
     find_samples,
     fit,
-    fullsize_dir,
     make_loader,
     split_by_group,
 )
@@ -167,7 +166,7 @@ def bench_arithmetic() -> None:
 def main() -> None:
     with tempfile.TemporaryDirectory() as home:
         os.environ["UNETLIB_HOME"] = home
-        full = find_samples(fullsize_dir())
+        full = find_samples(REPOSITORY / "data" / "fullsize")
         bench_data(full[full["mask"] != ""].reset_index(drop=True))
         train, val = split_by_group(find_samples(REPOSITORY / "data" / "sample"))
         bench_training(train.sample(IMAGES, random_state=0), val.iloc[::4])

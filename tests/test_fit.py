@@ -134,8 +134,8 @@ def test_a_runs_files_are_plain_and_whole(uninterrupted):
 
 
 def test_the_run_knows_its_data_and_its_speed(trained, tables):
-    assert trained.train_ids == list(tables[0]["id"])
-    assert trained.val_ids == list(tables[1]["id"])
+    assert trained.details["train_ids"] == list(tables[0]["id"])
+    assert trained.details["val_ids"] == list(tables[1]["id"])
     assert trained.images_per_second == pytest.approx(6 * 16 / trained.seconds)
     assert trained.precision == "fp32"
     assert torch.device(trained.device)

@@ -17,7 +17,6 @@ from unetlib import (
     dice,
     evaluate,
     iou,
-    predict_dataset,
     to_tensor,
 )
 from unetlib.metrics import evaluating
@@ -163,7 +162,7 @@ def partly_frozen(trained):
     return model
 
 
-@pytest.mark.parametrize("judge", [evaluate, predict_dataset, dataset_logits])
+@pytest.mark.parametrize("judge", [evaluate, dataset_logits])
 def test_judging_leaves_each_layer_in_the_mode_it_was_in(partly_frozen, tables, judge):
     model, before = partly_frozen, modes(partly_frozen)
     weights = {name: value.clone() for name, value in model.state_dict().items()}
@@ -172,7 +171,7 @@ def test_judging_leaves_each_layer_in_the_mode_it_was_in(partly_frozen, tables, 
     assert all(torch.equal(value, weights[name]) for name, value in model.state_dict().items())
 
 
-@pytest.mark.parametrize("judge", [evaluate, predict_dataset])
+@pytest.mark.parametrize("judge", [evaluate, dataset_logits])
 def test_a_stop_while_judging_leaves_the_modes_as_they_were(partly_frozen, tables, judge):
     def stop(*_):
         assert modes(partly_frozen) == [False] * len(modes(partly_frozen))
@@ -278,6 +277,6 @@ def test_a_model_without_numbers_is_refused_and_one_with_is_scored(trained, tabl
     with torch.device("meta"):
         empty = UNet(widths=(2, 4))
         assert evaluate(model, dataset, loss=bce_loss).equals(expected)
-    for judge in (evaluate, predict_dataset, dataset_logits):
+    for judge in (evaluate, dataset_logits):
         with pytest.raises(ValueError, match="meta"):
             judge(empty, dataset)

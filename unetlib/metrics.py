@@ -67,11 +67,6 @@ def dataset_logits(model: nn.Module, dataset, batch_size=16, precision="fp32") -
     return torch.cat(batches)
 
 
-def predict_dataset(model: nn.Module, dataset: CarvanaDataset, batch_size: int = 16) -> np.ndarray:
-    """Probabilities of a whole dataset, float32 ``(N, H, W)``, in its order, at its size."""
-    return torch.sigmoid(dataset_logits(model, dataset, batch_size))[:, 0].numpy()
-
-
 def evaluate(
     model: nn.Module,
     dataset: CarvanaDataset,

@@ -24,9 +24,7 @@ from unetlib.recipe import BUILT_IN, Recipe
 from unetlib.support import folders
 from unetlib.support.files import whole_file
 
-DATA_HELP = (
-    "A folder as Carvana's, or with images/ and masks/; default: the model's, or UNETLIB_DATA."
-)
+DATA_HELP = "A folder as Carvana's, or of images/ and masks/; default: the model's, UNETLIB_DATA."
 Data = Annotated[Path | None, arg(help=DATA_HELP)]
 # For the help alone: __main__ looks for it.
 Json = Annotated[bool, arg(help="Print one JSON object as the last line of stdout.")]

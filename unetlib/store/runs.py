@@ -109,15 +109,13 @@ class Run:
 
     seconds = property(lambda self: float(self.history["seconds"].sum()))
 
+    device = property(lambda self: self.details["device"])
+    precision = property(lambda self: self.details["precision"])
+
     @property
     def images_per_second(self) -> float:
         """Training images per second, validation included."""
         return self.details["train_images"] * len(self.history) / max(self.seconds, 1e-9)
-
-    device = property(lambda self: self.details["device"])
-    precision = property(lambda self: self.details["precision"])
-    train_ids = property(lambda self: self.details["train_ids"])
-    val_ids = property(lambda self: self.details["val_ids"])
 
     def model(self, which: str = "best", network: Callable | None = None):
         """The trained network (``nn.Module``), on the CPU in evaluation mode.

@@ -41,11 +41,6 @@ def data_dir() -> Path:
     return folder
 
 
-def fullsize_dir() -> Path:
-    """The embedded car at Carvana's full size, 1918x1280 pixels."""
-    return REPOSITORY / "data" / "fullsize"
-
-
 def _home(name: str) -> Path:
     folder = _named_by("UNETLIB_HOME", REPOSITORY) / name
     try:
