@@ -38,7 +38,8 @@ def exercise_notebook():
 def write_notebook(folder, *sources):
     path = folder / "notebooks" / "01_toy.ipynb"
     path.parent.mkdir()
-    nbformat.write(new_notebook(cells=[new_code_cell(source) for source in sources]), path)
+    cells = [new_code_cell(one, execution_count=i) for i, one in enumerate(sources, start=1)]
+    nbformat.write(new_notebook(cells=cells), path)
     return path
 
 

@@ -170,6 +170,9 @@ class OneWayOutput(OutputWidget):
 def execute(path: Path, bar: tqdm) -> tuple[NotebookNode, str | None]:
     """Run a notebook in its own folder; returns it with its outputs, and what went wrong if so."""
     notebook = nbformat.read(path, as_version=4)
+    for cell in notebook.cells:
+        if cell.cell_type == "code":
+            cell.execution_count = None  # of an earlier run
     longest = LONGEST.get(os.environ.get("UNETLIB_PROFILE", "").strip() or "laptop")
     client = NotebookClient(
         notebook,
