@@ -41,8 +41,8 @@ def image_files(paths: Paths) -> list[Path]:
             found += pictures
             if rest := [one.name + "/" * one.is_dir() for one in sorted({*inside} - {*pictures})]:
                 what = ", ".join(rest[:5]) + f" and {len(rest) - 5} more" * (len(rest) > 5)
-                why = "they are no pictures, or folders, which have to be given themselves"
-                warnings.warn(f"{path}: left out: {what}; {why}.", stacklevel=2)
+                why = "left out, as no picture or as a folder, which has to be given itself"
+                warnings.warn(f"{path}: {why}: {what}.", stacklevel=2)
         elif path.is_file():
             found.append(path)
         else:
