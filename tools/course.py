@@ -253,6 +253,7 @@ def print_results() -> None:
     """What the runs of this data set and profile learned, and what was exported."""
     import unetlib
     from unetlib import Recipe, data_dir, find_runs, find_samples, models_dir, split_by_group
+    from unetlib.store.question import name_of
     from unetlib.support.memory import fingerprint
 
     _, val = split_by_group(find_samples())
@@ -264,7 +265,7 @@ def print_results() -> None:
         if run.details["profile"] != profile.name or not run.details["data"].endswith(data):
             continue
         changed = [
-            f"{name} {value}"
+            f"{name} {name_of(value)}"
             for name, value in asdict(run.recipe).items()
             if value != baseline[name]
         ]

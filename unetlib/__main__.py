@@ -13,6 +13,7 @@ from functools import partial
 from itertools import starmap
 
 import tyro
+from tqdm import tqdm
 
 from unetlib.cli import commands as offered
 
@@ -26,7 +27,7 @@ def main(arguments: list[str] | None = None) -> int:
         The exit status: 0; 1 when it failed, and stderr says why, or when ``check`` has found
         problems or ``predict`` has left images out; 130 when it was stopped.
     """
-    warnings.showwarning = lambda message, *_: print(f"warning: {message}", file=sys.stderr)
+    warnings.showwarning = lambda message, *_: tqdm.write(f"warning: {message}", sys.stderr)
     arguments = sys.argv[1:] if arguments is None else arguments
     names = ("train", "export", "predict", "compare", "download", "subset", "check")
     commands = {name: getattr(offered, name) for name in names}

@@ -85,6 +85,8 @@ def pair_up(images: list[Path], masks: list[Path]) -> tuple[list[Pair], list[Pro
         if ending != name and not ending[:1].isdigit():  # leaf1 does not begin leaf12
             endings.append(ending)
     common = max(sorted({*endings}), key=endings.count, default="")
+    if endings.count(common) == 1 and common[0].isalpha():  # c does not begin cell1
+        common = ""
     by_name = {mask.stem: mask for mask in reversed(masks)}
     both = [(one, by_name.get(one.stem, by_name.get(one.stem + common))) for one in images]
     bare, unused = [one for one, mask in both if not mask], {*masks} - {mask for _, mask in both}

@@ -45,7 +45,7 @@ def decode(samples: pd.DataFrame, size: int | tuple[int, int], colour: bool = Fa
         decoded[row, :-1] = image.transpose(2, 0, 1) if colour else image
         decoded[row, -1] = load_coverage(samples["mask"].iloc[row], size, values.iloc[row])
 
-    rows, title = range(len(samples)), f"decoding to {width}x{height}"
+    rows, title = range(len(samples)), f"decoding at size {square(size)}"
     with ThreadPoolExecutor() as pool:  # Pillow decodes outside of the interpreter lock
         list(tqdm(pool.map(decode_row, rows), title, len(rows)))
     return decoded

@@ -49,7 +49,7 @@ def read_mask(path: str | Path, mask_value: float | None = None) -> tuple[np.nda
         problem = f"nothing says which of the mask's values ({listed}) is the object"
         remedy = "save it as PNG, black and white, without smooth edges"
         if len(values) < 20:
-            remedy = f"say which: find_samples(..., mask_value={values[-1]:g})"
+            remedy = f"say find_samples(..., mask_value={values[-1]:g}), or save the rest as 0"
         raise DataError(Problem(str(path), problem, remedy))
     return np.asarray(shown) != 0, min(greys[-1], 255) or None  # 65,535 is white, too
 

@@ -62,11 +62,12 @@ def train(
     manifest.check_manifest(checkpoint.parent)
     train_rows, val_rows = unetlib.split_by_group(unetlib.find_samples(data))
     profile, own = unetlib.profile(), _imported(network) or "unet"
+    scaled = profile.scale(asked := Recipe(**vars(settings), network=own))
     if rank == "0":
-        print(profile, file=sys.stderr)
+        changed = {name: one for name, one in vars(scaled).items() if one != getattr(asked, name)}
+        print(profile, f"sets {changed}" if changed else "", file=sys.stderr)
     else:
         warnings.simplefilter("ignore")
-    scaled = profile.scale(Recipe(**vars(settings), network=own))
     run = unetlib.fit(scaled, profile.thin(train_rows), val_rows, retrain=retrain)
     if rank != "0":
         return None
@@ -97,9 +98,12 @@ def export(
     """
     if checkpoint is None and not (runs := unetlib.find_runs()):
         raise unetlib.ModelFileError(f"{folders.runs_dir()}: no run: python -m unetlib train.")
-    checkpoint = checkpoint or runs[-1].checkpoint
-    manifest.check_file(checkpoint, trust=True)
     manifest.check_manifest(output_dir := output_dir or folders.models_dir())
+    before, hash_of = output_dir / manifest.FILES["pytorch"], manifest.file_hash
+    if not checkpoint and before.is_file() and hash_of(before) != hash_of(runs[-1].checkpoint):
+        what = f"was of another training than the run asked for last, {runs[-1].folder.name}"
+        warnings.warn(f"{before}: {what}, which replaces it.", stacklevel=1)
+    manifest.check_file(checkpoint := checkpoint or runs[-1].checkpoint, trust=True)
     train_rows, val_rows = rows_for(checkpoint, data)
     rows = dict(train=unetlib.profile().thin(train_rows), val=val_rows)
     table = unetlib.export_all(checkpoint, output_dir, **rows, network=_imported(network))
@@ -143,8 +147,8 @@ def predict(
     left_out = write(predictor, images, output, flip=flip, accelerator=processes)
     if not processes.is_main_process:
         return None
-    result = dict(images=len(images), unreadable=[file for file, _ in left_out])
-    return result | dict(output=str(output), model=predictor.name)
+    result = dict(images=len(images), masks=len(images) - len(left_out), output=str(output))
+    return result | dict(unreadable=[file for file, _ in left_out], model=predictor.name)
 
 
 def compare(

@@ -39,7 +39,8 @@ def image_files(paths: Paths) -> list[Path]:
             inside = sorted(path.glob("[!.]*"))
             pictures = [one for one in inside if one.suffix.lower() in PICTURES and one.is_file()]
             found += pictures
-            if rest := [one.name + "/" * one.is_dir() for one in sorted({*inside} - {*pictures})]:
+            others = sorted({*inside} - {*pictures, *given})
+            if rest := [one.name + "/" * one.is_dir() for one in others]:
                 what = ", ".join(rest[:5]) + f" and {len(rest) - 5} more" * (len(rest) > 5)
                 why = "left out, as no picture or as a folder, which has to be given itself"
                 warnings.warn(f"{path}: {why}: {what}.", stacklevel=2)

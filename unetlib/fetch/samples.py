@@ -68,14 +68,18 @@ def find_samples(
         labels = {} if masks is None else dict.fromkeys(_files_of(masks))
         photos = [path for path in _files_of(images) if path not in labels]
         pairs = [(path, None) for path in photos], []
-        listed = *(pairs if masks is None else carvana.pair_up(photos, list(labels))), False
+        pairs, problems = pairs if masks is None else carvana.pair_up(photos, list(labels))
+        others = (_others_in(Path(one)) for one in {images, masks or images})
+        listed = pairs, sum(others, problems), False
     with remembered(f"samples-{VERSION}") as known:
         samples = collect(listed, partial(_inspect_once, known=known, mask_value=mask_value))
     if samples.empty:
         raise DataError(f"No usable image: {samples.attrs['problems'][0]}")
     if group is not None:
         samples["group"] = [str(group(Path(one))) for one in samples["image"]]
-    warn_of("left out, unless marked as kept", samples.attrs["problems"])
+    doubts = [one for one in samples.attrs["problems"] if one.problem.startswith("kept")]
+    warn_of("left out", [one for one in samples.attrs["problems"] if one not in doubts])
+    warn_of("doubtful", doubts)
     return samples if mask_value is None else samples.assign(mask_value=mask_value)
 
 
@@ -83,8 +87,7 @@ def list_folder(root: Path) -> tuple[list[Pair], list[Problem], bool]:
     """``carvana.list_pairs``, and what else is wrong: other files, packed archives, no images."""
     (pairs, problems, cars), here = carvana.list_pairs(root), files_in(root)
     for folder in (*folders_in(root), root / "test") if pairs else ():
-        for path in sorted({*files_in(folder)} - {*files_in(folder, SUFFIXES)}):
-            problems.append(Problem(str(path), "ignored: no picture", "save it as PNG, or move it"))
+        problems += _others_in(folder)
     for name in ("metadata.csv", "train_masks.csv", "train_masks", "train"):
         archive = root / f"{name}.zip"
         if archive in here and root / name not in here:
@@ -96,8 +99,14 @@ def list_folder(root: Path) -> tuple[list[Pair], list[Problem], bool]:
         what = "no images here that you may see" if os.path.isdir(root) else "no such folder"
         near = [one for one in (root.parent, *here) if all(map(files_in, folders_in(one)))]
         right = near[0] if near else "photos in train/ or images/, masks in train_masks/ or masks/"
-        problems = [Problem(str(root), what, f"point UNETLIB_DATA at {right}")]
+        problems = [Problem(str(root), what, f"point --data or UNETLIB_DATA at {right}")]
     return pairs, problems, cars
+
+
+def _others_in(folder: Path) -> list[Problem]:
+    others = sorted({*files_in(folder)} - {*files_in(folder, SUFFIXES)})
+    remedy = "save it as PNG, or move it"
+    return [Problem(str(path), "ignored: no picture", remedy) for path in others]
 
 
 def _files_of(place: str | Path) -> list[Path]:
@@ -180,8 +189,12 @@ def _ends_well(path: Path) -> bool:
 
 
 def warn_of(title: str, problems: list[Problem], stacklevel: int = 3) -> None:
-    """One warning that names each file with its problem and remedy, on behalf of the caller."""
-    lines, more = [str(problem) for problem in problems[:10]], len(problems) - 10
-    lines += [f"and {more} more; `python -m unetlib check` lists them all."] * (more > 0)
+    """One warning on behalf of the caller, with a line for each kind of problem and its remedy."""
+    lines, table = [], pd.DataFrame(problems, columns=Problem._fields)
+    for reason, files in table.groupby(["problem", "remedy"], sort=False)["file"]:
+        more = f" and {len(files) - 1} more" * (len(files) > 1)
+        lines.append(str(Problem(files.iloc[0] + more, *reason)))
+    if len(lines) > 10:
+        lines[10:] = [f"and {len(lines) - 10} more; `python -m unetlib check` lists them all."]
     if lines:
         warnings.warn(f"{title}: " + "\n  ".join(lines), stacklevel=stacklevel)

@@ -97,9 +97,10 @@ def fit(
         run = run and replace(run, recipe=recipe)
         run = run or _train(recipe, train, val, question, state, on_epoch, metrics, accelerator)
     if accelerator.is_main_process and run.finished and not run.best_dice_objects > 0:
-        what = "the kept model finds no object in the validation images: check that they have some"
-        remedy = "train longer, or with loss='bce_dice' or best_by=('dice_objects', 'max')"
-        warnings.warn(f"run {folder.name}: {what}, {remedy}.", stacklevel=2)
+        what = "no validation mask shows an object, so its scores say nothing; choose other images"
+        if run.best_dice_objects == 0:
+            what = "its model finds no object; train longer, or with loss='bce_dice'"
+        warnings.warn(f"run {folder.name}: {what}.", stacklevel=2)
     return run
 
 

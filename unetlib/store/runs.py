@@ -69,6 +69,9 @@ class Run:
     details: dict
     preview: tuple[np.ndarray, np.ndarray, np.ndarray] | None = None
 
+    def __repr__(self) -> str:
+        return f"<Run {self.folder.name}: {len(self.history)} epochs, Dice {self.best_dice:.4f}>"
+
     @property
     def finished(self) -> bool:
         """Whether all epochs are done, or ``patience`` has ended the run early."""

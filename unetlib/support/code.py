@@ -174,8 +174,10 @@ def _take_function(function: FunctionType) -> tuple[str, list[tuple[str, object]
             seen.append(value)
         elif not ours:
             parts.append((step, value))
-        elif isinstance(value, _NAMED) and _package(getattr(value, "__module__", "") or "os"):
-            parts.append((step, label(value)))  # an upgrade of tqdm leaves runs alone
+        elif isinstance(value, _NAMED) and (
+            of := _package(getattr(value, "__module__", 0) or "os")
+        ):
+            parts.append((step, of.partition(" ")[0]))  # tqdm has other names in a notebook
         elif not isinstance(value, (dict, *_LOCKS)):  # the library's registries do not count
             parts.append((step, value))
     return "function", [*parts, *(("", part) for step in steps for part in step)]
