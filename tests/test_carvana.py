@@ -399,8 +399,19 @@ def test_a_mask_by_hand():
     assert rle_encode(mask) == "2 3 9 1"
 
 
-def test_any_value_but_0_is_car():
-    assert rle_encode(np.array([[0, 255, 7, 0]])) == "2 2"
+def test_any_one_value_but_0_is_car():
+    assert rle_encode(np.array([[0, 7, 7, 0]], np.uint8)) == "2 2"
+
+
+@pytest.mark.fault("coverage, classes, or several masks as one", "refused")
+@pytest.mark.parametrize(
+    "mask",
+    [[[0, 255, 7, 0]], [[0, 1, 2, 0]], [[0, -1, 0, 0]], [[[0, 1, 1]]], [0, 1, 1]],
+    ids=["coverage", "classes", "negative", "(1, 1, 3)", "(3,)"],
+)
+def test_what_is_no_mask_of_two_values_has_no_run_lengths(mask):
+    with pytest.raises(DataError):
+        rle_encode(np.array(mask))
 
 
 @pytest.mark.fault(

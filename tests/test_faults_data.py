@@ -170,7 +170,13 @@ PAGE = "<!DOCTYPE html><html><body>Error 403</body></html>"
             "mask_value",
         ),
         fault("mask cut off", LEFT_OUT, lambda root: cut_off(root / MASK), MASK, "cannot be read"),
-        fault("two masks of one image", "the second is named", second_mask, MASK, "second"),
+        fault(
+            "two masks of one image",
+            "the second is named",
+            second_mask,
+            f"train_masks/{ID}.gif",
+            "second",
+        ),
         fault(
             "JPEG cut off", LEFT_OUT, lambda root: cut_off(root / PHOTO), PHOTO, "cannot be read"
         ),

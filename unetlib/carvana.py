@@ -8,6 +8,7 @@ masks, ``train_masks.csv`` the masks as run lengths, ``metadata.csv`` a line per
 """
 
 import re
+from collections import Counter
 from collections.abc import Iterable
 from glob import glob
 from pathlib import Path
@@ -77,6 +78,7 @@ def pair_up(images: list[Path], masks: list[Path]) -> tuple[list[Pair], list[Pro
     """Pairs of images and masks, and what has no other half.
 
     A mask has its image's stem, perhaps with an ending (``leaf1_mask``): the most frequent one.
+    Where two are as frequent, or a name is in several folders, the right pairs cannot be told.
     """
     stems, endings = {image.stem for image in images}, []
     for name in (mask.stem for mask in masks):
@@ -84,16 +86,28 @@ def pair_up(images: list[Path], masks: list[Path]) -> tuple[list[Pair], list[Pro
         ending = name[next(ends, 0) :]
         if ending != name and not ending[:1].isdigit():  # leaf1 does not begin leaf12
             endings.append(ending)
-    common = max(sorted({*endings}), key=endings.count, default="")
-    if endings.count(common) == 1 and common[0].isalpha():  # c does not begin cell1
+    counts = Counter(sorted(endings))
+    (common, most), *others = counts.most_common(2) or [("", 0)]
+    if others and others[0][1] == most:
+        what = f"as many masks end in {common!r} as in {others[0][0]!r}: which are right?"
+        return [], [Problem(str(masks[0].parent), what, "move the others to another folder")]
+    if most == 1 and common[:1].isalpha():  # c does not begin cell1
         common = ""
     by_name = {mask.stem: mask for mask in reversed(masks)}
-    both = [(one, by_name.get(one.stem, by_name.get(one.stem + common))) for one in images]
-    bare, unused = [one for one, mask in both if not mask], {*masks} - {mask for _, mask in both}
-    what, remedy = "no image of that name, or a second mask of one", "rename or delete it"
-    problems = [Problem(str(mask), what, remedy) for mask in sorted(unused)]
+    whole = {one: by_name.get(one.stem + common) for one in images}
+    left = {stem: mask for stem, mask in by_name.items() if mask not in {*whole.values()}}
+    both = {one: mask or left.get(one.stem) for one, mask in whole.items()}
+    places = [Counter(name for name, _ in {(one.stem, one.parent) for one in images})]
+    places += [Counter(name for name, _ in {(one.stem, one.parent) for one in masks})]
+    several = {name for counts in places for name, count in counts.items() if count > 1}
+    doubled = {one for one, mask in both.items() if mask and several & {one.stem, mask.stem}}
+    what, remedy = "no image of that name, or a second mask of one", "rename it, or move it away"
+    problems = [Problem(str(one), what, remedy) for one in sorted({*masks} - {*both.values()})]
+    what, remedy = "its name, or its mask's, is in several folders", "rename one of them"
+    problems += [Problem(str(one), what, remedy) for one in sorted(doubled)]
+    bare = [one for one, mask in both.items() if not mask]
     problems += [Problem(str(one), f"no mask {one.stem}{common}", "add it") for one in bare]
-    return [pair for pair in both if pair[1]], problems
+    return [pair for pair in both.items() if pair[1] and pair[0] not in doubled], problems
 
 
 def folders_in(root: Path) -> tuple[Path, Path]:

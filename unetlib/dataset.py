@@ -21,6 +21,8 @@ JITTER = 0.4  # mild augmentation: brightness and contrast between 0.6 and 1.4 t
 
 def to_tensor(pictures: np.ndarray) -> torch.Tensor:
     """uint8 ``(..., H, W)`` or ``(..., H, W, 3)`` -> float32 ``(..., C, H, W)`` in [0, 1]."""
+    if pictures.dtype != np.uint8:
+        raise TypeError(f"to_tensor takes uint8, as load_image gives it, not {pictures.dtype}.")
     tensor = torch.from_numpy(np.array(pictures))
     tensor = tensor.movedim(-1, -3) if tensor.shape[-1] == 3 else tensor.unsqueeze(-3)
     return tensor.float() / 255

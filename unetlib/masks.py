@@ -3,9 +3,9 @@
 from pathlib import Path
 
 import numpy as np
-from PIL import Image
+from PIL import Image, ImageOps
 
-from unetlib.pictures import UNREADABLE, DataError, Problem, shrink, sides, unreadable
+from unetlib.pictures import DataError, Problem, opening, shrink, sides
 
 
 def load_mask(path: str | Path, mask_value: float | None = None) -> np.ndarray:
@@ -30,25 +30,25 @@ def read_mask(path: str | Path, mask_value: float | None = None) -> tuple[np.nda
     Raises:
         DataError: unreadable, animated, or nothing says which of its values is the object.
     """
-    try:
-        with Image.open(path) as opened:
-            if getattr(opened, "n_frames", 1) > 1:
-                raise ValueError(f"{opened.n_frames} frames, not one")
-            kept = opened.mode.partition(";")[0]  # I and F have over 8 bits, which L would clip
-            stored = opened.convert(kept if kept in ("P", "I", "F") else "L")
-            shown = stored.convert("L") if kept == "P" else stored
-    except UNREADABLE as error:
-        raise DataError(unreadable(path, error)) from None
+    with opening(path) as opened:
+        if "A" in opened.getbands() and opened.getchannel("A").getextrema()[0] < 255:
+            raise ValueError("parts of the mask are transparent")
+        ImageOps.exif_transpose(opened, in_place=True)
+        pixels, in_colour = opened.width * opened.height, opened.mode in ("RGB", "RGBA")
+        several = in_colour and len(opened.getcolors(pixels)) > 2
+        kept = opened.mode.partition(";")[0]  # I and F have over 8 bits, which L would clip
+        stored = opened.convert(kept if kept in ("P", "I", "F") else "L")
+        shown = stored.convert("L") if kept == "P" else stored
     if mask_value is not None and mask_value == mask_value:
         return np.asarray(stored) == mask_value, mask_value
-    counts = (image.getcolors(image.width * image.height) for image in (stored, shown))
+    counts = (image.getcolors(pixels) for image in (stored, shown))
     values, greys = (sorted(value for _, value in one) for one in counts)
     known = greys in ([255], [65535]) or 0 in greys
-    if not known or len(values) > 2 or len(greys) < len(values):
+    if not known or several or len(values) > 2 or len(greys) < len(values):
         listed = ", ".join(f"{value:g}" for value in values[:10]) + ", ..." * (len(values) > 10)
         problem = f"nothing says which of the mask's values ({listed}) is the object"
         remedy = "save it as PNG, black and white, without smooth edges"
-        if len(values) < 20:
+        if len(values) < 20 and not several:
             remedy = f"say find_samples(..., mask_value={values[-1]:g}), or save the rest as 0"
         raise DataError(Problem(str(path), problem, remedy))
     return np.asarray(shown) != 0, min(greys[-1], 255) or None  # 65,535 is white, too
@@ -69,14 +69,15 @@ def load_coverage(
 
 
 def to_binary(mask: np.ndarray) -> np.ndarray:
-    """A mask as booleans; of integers 0 is background, any other is car.
+    """A mask as booleans; of integers 0 is background, and any one other value the object.
 
     Raises:
-        DataError: fractions, as probabilities have, or nan.
+        DataError: fractions, as probabilities have, nan, or more than two values.
     """
     mask = np.asarray(mask)
-    if mask.dtype.kind not in "bui" and not ((mask == 0) | (mask == 1)).all():
-        raise DataError("Values between 0 and 1 are no mask: threshold them, probabilities > 0.5.")
+    most = mask.max(initial=1) if mask.dtype.kind in "ui" else 1
+    if not ((mask == 0) | (mask == most)).all():
+        raise DataError("A mask has 0 and one other value: threshold it, probabilities > 0.5.")
     return mask.astype(bool, copy=False)
 
 
@@ -87,8 +88,10 @@ def rle_encode(mask: np.ndarray) -> str:
     "start length start length ...", "" for an empty mask.
 
     Raises:
-        DataError: as ``to_binary``.
+        DataError: as ``to_binary``, or another shape.
     """
+    if np.ndim(mask) != 2:
+        raise DataError(f"A run-length code is of one mask (H, W), not of {np.shape(mask)}.")
     flat = np.concatenate([[False], to_binary(mask).ravel(), [False]])
     edges = np.flatnonzero(flat[1:] != flat[:-1]) + 1
     edges[1::2] -= edges[::2]

@@ -5,12 +5,15 @@ import os
 import struct
 import warnings
 import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import NamedTuple
 
 import numpy as np
 from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
 
 Image.init()
+ORIENTATION = ExifTags.Base.Orientation
 SUFFIXES = tuple(sorted(end for end, kind in Image.EXTENSION.items() if kind in Image.OPEN))
 # All that Pillow was seen to raise while reading some 150,000 damaged pictures.
 UNREADABLE = (OSError, SyntaxError, ValueError, TypeError, LookupError, ArithmeticError, EOFError)
@@ -58,29 +61,40 @@ def load_image(source, size: int | tuple[int, int], colour: bool = False) -> np.
         ValueError: see ``sides``.
     """
     height, width = sides(size)
+    with opening(source) as image:
+        if not isinstance(source, Image.Image):  # an image of the caller's stays as it is
+            least = max(4 * width, image.width // 2), max(4 * height, image.height // 2)
+            image.draft("RGB" if colour else "L", least)
+        return shrink(upright(image), height, width, colour)
+
+
+@contextmanager
+def opening(source) -> Iterator[Image.Image]:
+    """An image, its file opened; see ``load_image``. Errors inside of the block count as its own.
+
+    Raises:
+        DataError: it cannot be read, or has several pages or frames.
+    """
     name = source if isinstance(source, str | os.PathLike) else type(source).__name__
     try:
-        if isinstance(source, np.ndarray):
-            source = _from_array(source)
-        if isinstance(source, Image.Image):
-            return shrink(upright(source), height, width, colour)
-        with Image.open(source) as opened:
-            least = max(4 * width, opened.width // 2), max(4 * height, opened.height // 2)
-            opened.draft("RGB" if colour else "L", least)
-            return shrink(upright(opened), height, width, colour)
+        if isinstance(source, np.ndarray | Image.Image):
+            yield source if isinstance(source, Image.Image) else _from_array(source)
+            return
+        with Image.open(source) as image:
+            if (frames := getattr(image, "n_frames", 1)) > 1 and image.format != "MPO":  # phones'
+                raise ValueError(f"{frames} frames or pages, not one")
+            if image.info.get("compression") == "raw" and image.getexif().get(ORIENTATION, 1) > 4:
+                raise ValueError("an uncompressed TIFF lying on its side, which Pillow scrambles")
+            yield image
+    except DataError as error:
+        raise DataError(error.problem._replace(file=str(name))) from None
     except (*UNREADABLE, AttributeError) as error:
-        raise DataError(unreadable(name, error)) from None
-
-
-def unreadable(name: str | os.PathLike, error: Exception) -> Problem:
-    """What is wrong with a picture, from what Pillow or ``upright`` raised while reading it."""
-    if isinstance(error, DataError):
-        return error.problem._replace(file=str(name))
-    why = getattr(error, "strerror", None) or error
-    if isinstance(error, UnidentifiedImageError):
-        why = "no picture inside, or of an unknown kind"  # Pillow names the file once more
-    remedy = "copy it again, save it as PNG or JPEG, or give another that you may read"
-    return Problem(str(name), f"cannot be read as a picture ({why})", remedy)
+        why = getattr(error, "strerror", None) or error
+        if isinstance(error, UnidentifiedImageError):  # its own words name the file once more
+            why = "no picture inside, or of an unknown kind"
+        remedy = "copy it again, save it as PNG or JPEG, or give another that you may read"
+        problem = Problem(str(name), f"cannot be read as a picture ({why})", remedy)
+        raise DataError(problem) from None
 
 
 def shrink(image: Image.Image, height: int, width: int, colour: bool = False) -> np.ndarray:
@@ -146,7 +160,8 @@ def image_size(image) -> tuple[int, int]:
     if not isinstance(image, Image.Image):
         with Image.open(image) as opened:
             return image_size(opened)
-    turned = image.getexif().get(ExifTags.Base.Orientation, 1) in range(5, 9)  # on their side
+    # On their side; of TIFF files Pillow gives the size as seen.
+    turned = image.format != "TIFF" and image.getexif().get(ORIENTATION, 1) > 4
     return image.size if turned else image.size[::-1]
 
 

@@ -86,6 +86,9 @@ class Learner:
         self.optimizer = optimizer(list(self.model.parameters()), lr, **decay)
         if not isinstance(self.optimizer, torch.optim.Optimizer):
             raise ValueError(f"optimizer={optimizer} gave {self.optimizer!r}: return an Optimizer.")
+        held = {id(one) for group in self.optimizer.param_groups for one in group["params"]}
+        if held.isdisjoint(map(id, self.model.parameters())):
+            raise ValueError(f"optimizer={optimizer} holds none of the parameters it was given.")
         schedule = resolve("schedule", recipe.schedule)
         self.scheduler = schedule and schedule(self.optimizer, total_steps)
 

@@ -50,7 +50,7 @@ def image_files(paths: Paths) -> list[Path]:
             raise DataError(f"{path}: no such file or folder; check the path.")
     if not found:
         raise DataError(f"{[*map(str, given)]}: no pictures there; give files, or their folders.")
-    return found
+    return list(dict.fromkeys(found))
 
 
 def mask_files(images: Paths, folder: str | Path) -> dict[Path, Path]:

@@ -155,9 +155,11 @@ def load_predictor(
         else:
             logits, info = open_torch(path, kind, device, threads, precision, runtime, network)
         predictor = Predictor(logits, info, path, precision, trust, runtime)
-        found = predictor.logits(np.zeros((1, *predictor.shape), np.float32)).shape
-        if found != (1, 1, *predictor.shape[1:]) or not 0 <= predictor.threshold <= 1:
-            raise ValueError(f"logits {found}, threshold {predictor.threshold}")
+        tried = predictor.logits(np.zeros((1, *predictor.shape), np.float32))
+        sound = tried.shape == (1, 1, *predictor.shape[1:]) and np.isfinite(tried).all()
+        if not sound or not 0 <= predictor.threshold <= 1:
+            found = f"logits {tried.shape} up to {tried.max()}, threshold {predictor.threshold}"
+            raise ValueError(found)
         return predictor
     except ModelFileError:
         raise

@@ -124,13 +124,19 @@ class _Job:
             if self.rank > 0:
                 return []
             left_out = [(str(one), why) for one in self.results if (why := self.problems.get(one))]
-            done = {one: part for one, part in self.results.items() if one not in self.problems}
-            for part in done.values():  # before any mask is moved
-                part.stat()
-            if done:
-                finish(done)
-            # Renamed first, because another run's threads may be writing into the folder.
+            # Renamed first: another run into the same output may be finishing, or writing there.
             gone = self.parts.rename(f"{self.parts}.{uuid.uuid4().hex}")
+            whole = {one: gone / part.name for one, part in self.results.items()}
+            done = {one: part for one, part in whole.items() if one not in self.problems}
+            try:
+                for part in done.values():  # before any mask is moved
+                    part.stat()
+                if done:
+                    finish(done)
+            except BaseException:  # a stop, or a full disk: the next try goes on from here
+                with suppress(OSError):
+                    gone.rename(self.parts)
+                raise
         except FileNotFoundError:
             raise DataError(f"{self.parts}: removed by another run; run it again.") from None
         shutil.rmtree(gone, ignore_errors=True)

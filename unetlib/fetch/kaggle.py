@@ -3,6 +3,7 @@
 import shutil
 import zipfile
 from pathlib import Path
+from zlib import crc32
 
 from tqdm.auto import tqdm
 
@@ -85,7 +86,7 @@ def _find_archive(folder: Path, name: str) -> Path | None:
 def unpack(archive: str | Path, target: str | Path) -> None:
     """Unpack a zip archive into a folder.
 
-    Files of the right size are kept, others are replaced, each when it is complete: an interrupted
+    Files of the same content are kept, others are replaced, each when it is complete: a stopped
     call leaves no half file, and the next one continues.
 
     Raises:
@@ -101,7 +102,7 @@ def unpack(archive: str | Path, target: str | Path) -> None:
                 raise zipfile.BadZipFile(f"its files are more than {MAX_RATIO} times as large")
             for member in tqdm(members, f"unpacking {archive.name}"):
                 path = target / member.filename
-                if member.is_dir() or (path.is_file() and path.stat().st_size == member.file_size):
+                if member.is_dir() or (path.is_file() and crc32(path.read_bytes()) == member.CRC):
                     continue
                 # zipfile takes "..", drives and leading slashes out of names and makes no links.
                 complete = Path(opened.extract(member, part))

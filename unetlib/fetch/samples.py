@@ -11,13 +11,12 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
-from PIL import ExifTags, Image
 from tqdm.auto import tqdm
 
 from unetlib import carvana
 from unetlib.carvana import Pair, files_in, folders_in
 from unetlib.masks import read_mask
-from unetlib.pictures import SUFFIXES, UNREADABLE, DataError, Problem, image_size, scale, unreadable
+from unetlib.pictures import ORIENTATION, SUFFIXES, DataError, Problem, image_size, opening, scale
 from unetlib.support import folders
 from unetlib.support.memory import recall, remembered
 
@@ -25,7 +24,7 @@ from unetlib.support.memory import recall, remembered
 # object in its mask.
 Finding = tuple[carvana.Row | None, list[Problem], float | None]
 
-VERSION = 4  # raise it when inspect finds other things: what is remembered is forgotten
+VERSION = 5  # raise it when inspect finds other things: what is remembered is forgotten
 
 
 def find_samples(
@@ -153,21 +152,21 @@ def inspect(pair: Pair, mask_value: float | None = None, whole: bool = False) ->
     """Look into a mask and an image, which is decoded if ``whole`` or if it lacks its end mark."""
     (image, mask), size, kind, problems, doubts = pair, None, None, [], []
     try:
-        with Image.open(image) as opened:
+        with opening(image) as opened:
             if whole or not _ends_well(image):
                 opened.load()
             if opened.mode[0] in "IF" and scale(np.asarray(opened))[1]:
                 doubt = "kept, but dark: its greys use under a quarter of its bits"
                 doubts.append(Problem(str(image), doubt, "save it with 8 bits a channel"))
             size = image_size(opened)
-            turned = opened.getexif().get(ExifTags.Base.Orientation, 1) in range(2, 9)
+            turned = opened.getexif().get(ORIENTATION, 1) in range(2, 9)
             if mask and turned and size == opened.size[::-1]:
                 doubt = "kept, but turned by its EXIF tag, and nothing tells whether its mask is"
                 doubts.append(Problem(str(image), doubt, "compare them, and save it without a tag"))
-        if min(size) < 4:
-            raise ValueError(f"{size[1]}x{size[0]} pixels show nothing")
-    except UNREADABLE as error:
-        problems.append(unreadable(image, error))
+            if min(size) < 4:
+                raise ValueError(f"{size[1]}x{size[0]} pixels show nothing")
+    except DataError as error:
+        problems.append(error.problem)
     try:
         pixels, kind = read_mask(mask, mask_value) if mask else (None, None)
     except DataError as error:

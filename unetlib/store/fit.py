@@ -158,9 +158,8 @@ def _score_kept(run: Run, val: pd.DataFrame, metrics: Mapping[str, Callable]) ->
     for name in lacking:
         run.history[f"val_{name}"] = np.where(kept, table[name].mean(), np.nan)
     run.details["metrics"] = known | hashes
-    if not known.keys() & lacking:  # what was measured while it trained stays written down
-        with suppress(OSError):  # a run that cannot be written can be looked at all the same
-            write_tables(run)
+    with suppress(OSError):  # a run that cannot be written can be looked at all the same
+        write_tables(run)
     scored = f"{', '.join(lacking)} scored for its kept model, of epoch {run.best_epoch}"
     print(f"run {run.folder.name}: {scored}")
 
@@ -173,6 +172,10 @@ def _train(recipe, train_rows, val_rows, question, state, on_epoch, metrics, acc
         sizes = {recipe.size_in(1), recipe.size}
         train_sets = {size: CarvanaDataset(train_rows, size, *settings) for size in sizes}
         val_set = CarvanaDataset(val_rows, recipe.size, recipe.mask, "none", *settings[2:])
+    best = [one.coverage.max((1, 2)) for one in (train_sets[recipe.size], val_set)]
+    if main and (lost := sum(((most > 0) & (most < 128)).sum() for most in best)):
+        what = f"{lost} masks lose their object at size={recipe.size}; raise it"
+        warnings.warn(f"{what}.", stacklevel=3)
     if state is None:
         batch_size, lr = settle_batch_size(recipe, len(train_rows), accelerator)
     else:
