@@ -2,9 +2,10 @@
 
 import io
 import json
+import warnings
 import zipfile
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +14,8 @@ from torch import nn
 
 from unetlib.model import UNet
 from unetlib.seeds import seeded
-from unetlib.support.errors import ModelFileError
+from unetlib.support.code import code_hash
+from unetlib.support.errors import ModelFileError, RunError
 from unetlib.support.files import whole_file
 
 FILE_FORMAT, FILE_VERSION = "unetlib model", 1
@@ -139,6 +141,10 @@ def load_model(path: str | Path, network: Callable | None = None) -> tuple[nn.Mo
     if own and network is None:
         remedy = f"pass network={own}, or on the command line --network module:{own}"
         raise ModelFileError(f"{path}: weights of {own}, a network of your own; {remedy}.")
+    with suppress(RunError, KeyError, TypeError):  # no run's, or code that cannot be hashed
+        if own and content["info"]["recipe"]["network"]["code"] != code_hash((False, network)):
+            what = f"of {own}'s code as it was, which has changed; pass that, or train again"
+            warnings.warn(f"{path}: weights {what}.", stacklevel=2)
     try:
         with torch.device("cpu"), seeded(0):  # whatever PyTorch's default device and type
             model = UNet(**content["architecture"]) if network is None else network()

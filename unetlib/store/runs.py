@@ -25,7 +25,6 @@ from unetlib import __version__
 from unetlib.recipe import Recipe, resolve
 from unetlib.store.question import MissingCode, restored
 from unetlib.support import folders
-from unetlib.support.code import code_hash, label
 from unetlib.support.errors import ModelFileError, RunError
 from unetlib.support.files import locked
 
@@ -136,7 +135,7 @@ class Run:
 
         if which not in ("best", "last"):
             raise RunError(f"{self.folder}: no model {which!r}: ask for 'best' or 'last'.")
-        model, _ = load_model(self.checkpoint, self._compared(network) or self.network)
+        model, _ = load_model(self.checkpoint, network or self.network)
         if which == "last":
             path = self.folder / "last.pth"
             try:
@@ -149,16 +148,7 @@ class Run:
     def network(self) -> Callable | None:
         """What makes an own network; None for the U-Net, and where its code is missing."""
         own = self.recipe.network
-        missing = own == "unet" or isinstance(own, MissingCode)
-        return None if missing else self._compared(resolve("network", own))
-
-    def _compared(self, network: Callable | None) -> Callable | None:
-        """The same; a warning says if its code is not what was trained."""
-        code = self.details.get("question", {}).get("code", {}).get("network")
-        if network is not None and code_hash((False, network)) != code:
-            why = f"{label(network)} is not the code that was trained; its weights may not fit"
-            warnings.warn(f"run {self.folder.name}: {why}.", stacklevel=3)
-        return network
+        return None if own == "unet" or isinstance(own, MissingCode) else resolve("network", own)
 
 
 def best_epoch(history: pd.DataFrame, best_by: Sequence[str]) -> int:
