@@ -15,6 +15,7 @@ import torch
 from test_any_order import opened
 from torchvision.transforms import v2
 
+from unetlib.dataset import decode
 from unetlib.losses import LOSSES
 from unetlib.support.code import code_hash, label
 from unetlib.support.errors import RunError
@@ -406,3 +407,16 @@ def test_the_librarys_globals_count_whatever_takes_their_place(monkeypatch):
         monkeypatch.setattr(unetlib.losses, "bce_loss", other)
         found.add(code_hash(LOSSES["bce_dice"]))
     assert len(found) == 5
+
+
+def test_a_progress_bar_of_another_kind_is_no_other_code(monkeypatch):
+    """tqdm.auto gives a notebook another class than a terminal."""
+    import tqdm.asyncio
+    import tqdm.notebook
+
+    hashes = set()
+    for kind in (tqdm.std.tqdm, tqdm.asyncio.tqdm_asyncio, tqdm.notebook.tqdm_notebook):
+        monkeypatch.setattr("unetlib.training.tqdm", kind)
+        monkeypatch.setattr("unetlib.dataset.tqdm", kind)
+        hashes.add((code_hash(train), code_hash(decode)))
+    assert len(hashes) == 1

@@ -20,6 +20,7 @@ from unetlib import (
     split_by_group,
     write_subset,
 )
+from unetlib.pictures import image_size
 from unetlib.support.memory import fingerprint
 from unetlib.support.profile import PROFILES
 
@@ -84,6 +85,65 @@ def test_masks_of_several_kinds_are_doubtful(tmp_path, usual, other):
             samples = find_samples(tmp_path)
         assert len(samples) == 5 and all(load_mask(one).any() for one in samples["mask"])
     assert check(tmp_path)["file"].to_list() == ["masks/x.png"]
+
+
+@pytest.mark.fault("classes of one grey in a colour mask", "refused")
+def test_colours_of_one_grey_are_no_two_valued_mask(tmp_path):
+    colours = np.zeros((12, 16, 3), np.uint8)
+    colours[:4], colours[8:] = (255, 0, 0), (0, 130, 0)  # both are 76 in grey
+    Image.fromarray(colours).save(tmp_path / "mask.png")
+    with pytest.raises(DataError, match=r"mask\.png"):
+        load_mask(tmp_path / "mask.png")
+
+
+@pytest.mark.fault("a mask whose ground is transparent", "refused")
+@pytest.mark.parametrize("mode", ["RGBA", "LA"])
+@pytest.mark.parametrize("grey", [0, 255])
+def test_a_mask_with_transparent_parts_is_refused(tmp_path, mode, grey):
+    layers = [np.where(OBJECT, grey, 255).astype(np.uint8)] * 3
+    Image.fromarray(np.dstack([*layers, OBJECT * 255])).convert(mode).save(tmp_path / "mask.png")
+    with pytest.raises(DataError, match=r"mask\.png.*transparent"):
+        load_mask(tmp_path / "mask.png")
+    opaque = np.dstack([np.uint8(OBJECT * 255)] * 3 + [np.full_like(OBJECT, 255)])
+    Image.fromarray(opaque).save(tmp_path / "mask.png")
+    np.testing.assert_array_equal(load_mask(tmp_path / "mask.png"), OBJECT == 1)
+
+
+@pytest.mark.parametrize(("tag", "turn"), [(1, 0), (3, 2), (6, 3), (8, 1)])
+@pytest.mark.parametrize("suffix", [".png", ".tif", "compressed.tif"])
+def test_pictures_and_masks_are_seen_upright(tmp_path, tag, turn, suffix):
+    path = tmp_path / f"picture{suffix}"
+    how = dict(compression="tiff_lzw") if suffix == "compressed.tif" else {}
+    exif = Image.Exif()
+    exif[0x0112] = tag
+    how |= dict(tiffinfo={274: tag}) if path.suffix == ".tif" else dict(exif=exif)
+    stored = OBJECT.copy()
+    stored[4, 4:8] = 0
+    Image.fromarray(stored * 255).save(path, **how)
+    if suffix == ".tif" and tag > 4:
+        with pytest.raises(DataError, match=r"picture\.tif.*side"):
+            load_image(path, (16, 12))
+        with pytest.raises(DataError, match=r"picture\.tif.*side"):
+            load_mask(path)
+        return
+    seen = np.rot90(stored, turn)
+    assert image_size(path) == seen.shape
+    np.testing.assert_array_equal(load_image(path, seen.shape), seen * 255)
+    np.testing.assert_array_equal(load_mask(path), seen == 1)
+
+
+@pytest.mark.fault("a picture of several pages", "left out, and named")
+@pytest.mark.parametrize("suffix", [".tif", ".gif", ".webp"])
+def test_several_pages_are_no_picture(tmp_path, suffix):
+    write(tmp_path, ["a", "b"])
+    pages = [Image.fromarray(np.full((12, 16), grey, np.uint8)) for grey in (0, 90)]
+    path = tmp_path / "images" / f"c{suffix}"
+    pages[0].save(path, save_all=True, append_images=pages[1:])
+    Image.fromarray(OBJECT).save(tmp_path / "masks" / "c.png")
+    with pytest.raises(DataError, match=rf"c\{suffix}.*2 "):
+        load_image(path, 8)
+    with pytest.warns(UserWarning, match=rf"c\{suffix}"):
+        assert list(find_samples(tmp_path)["id"]) == ["a", "b"]
 
 
 @pytest.mark.fault("12 bits in a file of 16", "kept, and named as nearly black")
@@ -155,6 +215,57 @@ def test_a_mask_belongs_to_the_longest_stem_and_the_common_ending(tmp_path):
     assert [Path(one).name for one in samples["mask"]] == ["leaf1_mask.png", "leaf3_mask.png"]
     named = {Path(one.file).name for one in samples.attrs["problems"]}
     assert named == {"leaf12.png", "leaf12_old.png", "leaf13_mask.png", "leaf2_mask.png"}
+
+
+def test_the_common_ending_goes_before_a_whole_name(tmp_path):
+    """Else cell_1 would get the mask of cell."""
+    names = ["cell", "cell_1", "cell_2", "cell_3"]
+    samples = find_samples(write(tmp_path, names, ending="_1"))
+    assert [Path(one).stem for one in samples["mask"]] == [f"{name}_1" for name in names]
+    (tmp_path / "masks" / "cell_1_1.png").unlink()
+    with pytest.warns(UserWarning, match=r"images/cell_1\.png"):
+        assert list(find_samples(tmp_path)["id"]) == ["cell", "cell_2", "cell_3"]
+
+
+@pytest.mark.fault("as many masks of one ending as of another", "refused")
+def test_two_kinds_of_masks_in_one_folder_are_not_told_apart(tmp_path):
+    write(tmp_path, ["a", "b"], ending="_edge", mask=OBJECT[::-1])
+    write(tmp_path, ["a", "b"], ending="_mask")
+    with pytest.raises(DataError, match=r"_edge.*_mask"):
+        find_samples(tmp_path)
+
+
+@pytest.mark.fault("masks of other pictures", "none is taken")
+def test_a_letter_in_common_makes_no_pair(tmp_path):
+    write(tmp_path, ["a", "b", "c"])
+    for mask in sorted((tmp_path / "masks").iterdir()):
+        mask.rename(mask.with_name(f"c{mask.stem}ell.png"))
+    with pytest.raises(DataError):
+        find_samples(tmp_path)
+
+
+@pytest.mark.fault("one name in several folders of a pattern", "left out, and named")
+@pytest.mark.parametrize("missing", [None, "img/p1", "lab/p1", "lab/p2"])
+def test_names_that_several_folders_share_are_left_out(tmp_path, missing):
+    for patient in ("p1", "p2"):
+        write(tmp_path, ["001", f"{patient}_002"], f"img/{patient}", f"lab/{patient}")
+    if missing:
+        (tmp_path / missing / "001.png").unlink()
+    places = dict(images=f"{tmp_path}/img/**/*.png", masks=f"{tmp_path}/lab/**/*.png")
+    with pytest.warns(UserWarning, match=r"001\.png"):
+        samples = find_samples(**places)
+    assert list(samples["id"]) == ["p1_002", "p2_002"]
+
+
+@pytest.mark.fault("files that are no pictures beside images and masks", "named")
+def test_other_files_are_named_in_folders_of_images_and_masks(tmp_path):
+    write(tmp_path, ["a", "b"], "photos", "labels")
+    (tmp_path / "photos" / "c.heic").touch()
+    (tmp_path / "labels" / "d.npy").touch()
+    with pytest.warns(UserWarning, match=r"(?s)c\.heic.*d\.npy|d\.npy.*c\.heic|and 1 more"):
+        samples = find_samples(images=tmp_path / "photos", masks=tmp_path / "labels")
+    named = {Path(one.file).name for one in samples.attrs["problems"]}
+    assert named == {"c.heic", "d.npy"} and len(samples) == 2
 
 
 def test_a_group_is_made_of_the_path(tmp_path, data_set):
