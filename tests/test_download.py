@@ -160,6 +160,15 @@ def test_damaged_bytes_inside_leave_no_half_file(data, tmp_path):
 
 
 @pytest.mark.fault("unpacking interrupted", "continued; what is complete is kept")
+@pytest.mark.fault("an older file of the same name and size in the target", "replaced")
+def test_a_file_of_other_content_is_replaced(tmp_path):
+    archive = zip_with(tmp_path / "a.zip", "train/one.txt", "train/two.txt", content=b"new")
+    (tmp_path / "target" / "train").mkdir(parents=True)
+    (tmp_path / "target" / "train" / "one.txt").write_bytes(b"old")
+    unpack(archive, tmp_path / "target")
+    assert set(contents(tmp_path / "target").values()) == {b"new"}
+
+
 def test_an_interrupted_unpacking_is_continued(data, tmp_path):
     archive = make_archives(data, tmp_path / "archives") / "train.zip"
     target = tmp_path / "target"

@@ -239,3 +239,12 @@ def test_training_leaves_the_global_random_state_alone(sets):
     learner = Learner(replace(RECIPE, augment="mild", epochs=1), 4, device=CPU)
     list(train(learner, *sets, batch_size=5))
     assert torch.equal(torch.get_rng_state(), before)
+
+
+@pytest.mark.fault("an optimizer of other parameters than the network's", "refused")
+def test_an_optimizer_that_holds_nothing_of_the_network_is_refused():
+    def lost(parameters, lr):
+        return torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr)
+
+    with pytest.raises(ValueError, match="lost"):
+        Learner(Recipe(widths=(2, 4), size=16, optimizer=lost), total_steps=1)

@@ -255,3 +255,31 @@ def test_a_threshold_is_a_probability(predictor, photo, tmp_path, threshold):
 @pytest.fixture
 def photo(tables):
     return tables[1]["image"][0]
+
+
+# ----------------------------------------------------------------------- weights without their code
+
+
+class Sum(torch.nn.Conv2d):
+    def __init__(self):
+        super().__init__(1, 1, 3, padding=1)
+
+
+def test_weights_of_code_that_has_changed_are_said(tables, monkeypatch):
+    run = fit(Recipe(network=Sum, size=16, epochs=1, batch_size=8), *tables)
+    with warnings.catch_warnings(action="error"):
+        run.model()
+        load_predictor(run.checkpoint, network=Sum)
+    monkeypatch.setattr(Sum, "forward", lambda self, x: -torch.nn.Conv2d.forward(self, x))
+    for load in (run.model, lambda: load_model(run.checkpoint, Sum)):
+        with pytest.warns(UserWarning, match=r"best\.pth.*Sum"):
+            load()
+
+
+@pytest.mark.fault("weights that are not numbers", "refused when the model is opened")
+def test_a_model_without_numbers_is_refused(tmp_path):
+    model = UNet(widths=(2, 4))
+    torch.nn.init.constant_(model.head.bias, torch.nan)
+    save_model(tmp_path / "nan.pth", model, 16)
+    with pytest.raises(ModelFileError, match=r"nan\.pth"):
+        load_predictor(tmp_path / "nan.pth")
