@@ -189,12 +189,12 @@ def test_plot_runs_names_runs_by_what_differs(two_runs):
     "each is drawn, under a label of its own",
 )
 def test_plot_runs_draws_each_run_under_its_own_label(two_runs, tmp_path):
-    recipe = replace(two_runs[0].recipe, epochs=2)
+    recipe = replace(two_runs[0].recipe, epochs=2, seed=1)
     shorter = replace(two_runs[0], folder=tmp_path / "shorter", recipe=recipe)
     by_time = plot_runs([*two_runs, shorter]).axes[1]
     first, second = (run.folder.name for run in two_runs)
-    names = [f"lr 0.01, {first}", f"lr 0.001, {second}", "lr 0.01, shorter"]
-    assert legend(by_time) == names
+    names = f"lr 0.01, seed 0, {first}", f"lr 0.001, seed 0, {second}", "lr 0.01, seed 1, shorter"
+    assert legend(by_time) == list(names)
     copy = replace(two_runs[0], folder=tmp_path / "copy")
     assert legend(plot_runs([two_runs[0], copy]).axes[1]) == [first, "copy"]
 

@@ -150,11 +150,7 @@ class Recipe:
 
 
 def resolve(setting: str, value):
-    """The function that a setting names: its built-in or registered one, or the value itself.
-
-    Raises:
-        ValueError: no such name, and not a function.
-    """
+    """The built-in or registered function that a setting names, or is (ValueError: neither)."""
     if callable(value):
         return value
     module, table = TABLES[setting].split(".")

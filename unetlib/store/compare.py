@@ -30,12 +30,10 @@ def compare_runs(runs: Mapping[str, Run] | Iterable[Run] | None = None) -> pd.Da
     """
     if not isinstance(runs, Mapping):
         runs = {run.folder.name: run for run in (find_runs() if runs is None else runs)}
-    facts = ("data", "profile")
-    rows = [
-        vars(run.recipe) | {name: run.details[name] for name in facts} | dict(best_by=run.best_by)
-        for run in runs.values()
-    ]
-    settings = pd.DataFrame(rows, index=list(runs))
+    settings = pd.DataFrame([vars(run.recipe) for run in runs.values()], index=list(runs))
+    for fact in ("data", "profile"):
+        settings[fact] = [run.details[fact] for run in runs.values()]
+    settings["best_by"] = [run.best_by for run in runs.values()]
     codes = [run.details.get("question", {}).get("code", {}) for run in runs.values()]
     for setting in BUILT_IN if len(settings) else ():
         names = settings[setting].map(name_of)

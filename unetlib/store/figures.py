@@ -87,7 +87,7 @@ def plot_runs(runs: Mapping[str, Run] | Iterable[Run]) -> Figure:
         given, runs = {run.folder.name: run for run in runs}, {}
         settings = compare_runs(given).loc[:, :"best_dice"].iloc[:, :-1]
         for folder, run in given.items():
-            label = [f"{name} {value}" for name, value in settings.loc[folder].items()]
+            label = [f"{name} {settings.loc[folder, name]}" for name in settings]
             runs[", ".join([*label, folder])] = run
     figure, axes = plt.subplots(1, 2, figsize=(9, 3.2), dpi=DPI, layout="tight", sharey=True)
     for name, run in runs.items():
