@@ -177,10 +177,8 @@ def _plain(name: str, value, kind):
     if name in BUILT_IN:
         if not (isinstance(value, str) and value in BUILT_IN[name]):
             resolve(name, value)
-        _demand(
-            not hasattr(value, "state_dict") or name != "network" or isinstance(value, type),
-            "network: give a class, or a function that makes the network, not a network",
-        )
+        made = name == "network" and hasattr(value, "state_dict") and not isinstance(value, type)
+        _demand(not made, "network: give a class, or a function that makes one, not a network")
     elif kind is bool:
         _demand(isinstance(value, (bool, np.bool_)), f"{name}={value!r}: give True or False")
         return bool(value)

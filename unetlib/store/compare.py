@@ -2,7 +2,6 @@
 
 import shutil
 from collections.abc import Iterable, Mapping
-from operator import index
 
 import numpy as np
 import pandas as pd
@@ -66,7 +65,7 @@ def clean_runs(keep: int | Mapping[str, Run] | Iterable[Run] = 10) -> list[str]:
         RunError: ``keep`` is neither a number from 0 up nor runs; nothing is deleted.
     """
     if isinstance(keep, (int, np.integer)) and not isinstance(keep, bool) and keep >= 0:
-        keep = find_runs()[-index(keep) :] if keep else []
+        keep = find_runs()[::-1][:keep]
     several = np.iterable(keep) and not isinstance(keep, (str, bytes))
     runs = list(keep.values() if isinstance(keep, Mapping) else keep) if several else [keep]
     if not all(isinstance(run, Run) for run in runs):
