@@ -5,7 +5,7 @@ import pandas as pd
 import pytest
 import torch
 
-from unetlib import Recipe, TrainingError, lr_find, steepest_lr
+from unetlib import Recipe, TrainingError, lr_find
 
 RECIPE = Recipe(widths=(4, 8), size=32, lr=1e-2, precision="fp32")
 
@@ -44,10 +44,3 @@ def test_it_is_repeatable_and_leaves_the_random_state_alone(tables):
     first = lr_find(recipe, tables[0], steps=5)
     pd.testing.assert_frame_equal(lr_find(recipe, tables[0], steps=5), first)
     assert torch.equal(torch.get_rng_state(), before)
-
-
-def test_steepest_is_where_the_smoothed_loss_falls_fastest():
-    lr = np.logspace(-5, 0, 51)
-    loss = 1 - 1 / (1 + np.exp(-4 * np.log10(lr / 1e-3)))
-    found = steepest_lr(pd.DataFrame(dict(lr=lr, loss=loss, smoothed=loss)))
-    assert found == pytest.approx(1e-3)

@@ -178,7 +178,9 @@ def test_plot_runs_draws_dice_by_epoch_and_by_time(two_runs):
 
 
 def test_plot_runs_names_runs_by_what_differs(two_runs):
-    assert sorted(legend(plot_runs(two_runs).axes[1])) == ["lr 0.001", "lr 0.01"]
+    first, second = (run.folder.name for run in two_runs)
+    shown = legend(plot_runs(run for run in two_runs).axes[1])
+    assert shown == [f"lr 0.01, {first}", f"lr 0.001, {second}"]
     assert legend(plot_runs(two_runs[:1]).axes[1]) == [two_runs[0].folder.name]
 
 
@@ -187,11 +189,12 @@ def test_plot_runs_names_runs_by_what_differs(two_runs):
     "each is drawn, under a label of its own",
 )
 def test_plot_runs_draws_each_run_under_its_own_label(two_runs, tmp_path):
-    recipe = replace(two_runs[0].recipe, epochs=2)
+    recipe = replace(two_runs[0].recipe, epochs=2, seed=1)
     shorter = replace(two_runs[0], folder=tmp_path / "shorter", recipe=recipe)
     by_time = plot_runs([*two_runs, shorter]).axes[1]
-    first = two_runs[0].folder.name
-    assert legend(by_time) == [f"lr 0.01 ({first})", "lr 0.001", "lr 0.01 (shorter)"]
+    first, second = (run.folder.name for run in two_runs)
+    names = f"lr 0.01, seed 0, {first}", f"lr 0.001, seed 0, {second}", "lr 0.01, seed 1, shorter"
+    assert legend(by_time) == list(names)
     copy = replace(two_runs[0], folder=tmp_path / "copy")
     assert legend(plot_runs([two_runs[0], copy]).axes[1]) == [first, "copy"]
 
@@ -202,6 +205,7 @@ def test_plot_lr_find_marks_the_steepest_rate():
     (axis,) = plot_lr_find(pd.DataFrame(dict(lr=lr, loss=loss, smoothed=loss))).axes
     assert axis.get_xscale() == "log"
     assert "steepest: 0.001" in legend(axis)
+    assert [line.get_xdata()[0] for line in axis.lines[2:]] == pytest.approx([1e-3])
 
 
 def test_the_live_figure_follows_masks_over_the_epochs(tables):

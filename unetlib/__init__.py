@@ -30,7 +30,7 @@ _HOMES = {
     "store.fit": "fit",
     "store.runs": "find_runs load_run",
     "store.compare": "clean_runs compare_runs",
-    "store.lr_find": "lr_find steepest_lr",
+    "store.lr_find": "lr_find",
     "store.figures": "LiveFigure plot_history plot_lr_find plot_runs show_predictions",
     "store.model_file": "load_model save_model",
     "fetch.samples": "find_samples",

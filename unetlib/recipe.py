@@ -150,11 +150,7 @@ class Recipe:
 
 
 def resolve(setting: str, value):
-    """The function that a setting names: its built-in or registered one, or the value itself.
-
-    Raises:
-        ValueError: no such name, and not a function.
-    """
+    """The built-in or registered function that a setting names, or is (ValueError: neither)."""
     if callable(value):
         return value
     module, table = TABLES[setting].split(".")
@@ -181,10 +177,8 @@ def _plain(name: str, value, kind):
     if name in BUILT_IN:
         if not (isinstance(value, str) and value in BUILT_IN[name]):
             resolve(name, value)
-        _demand(
-            not hasattr(value, "state_dict") or name != "network" or isinstance(value, type),
-            "network: give a class, or a function that makes the network, not a network",
-        )
+        made = name == "network" and hasattr(value, "state_dict") and not isinstance(value, type)
+        _demand(not made, "network: give a class, or a function that makes one, not a network")
     elif kind is bool:
         _demand(isinstance(value, (bool, np.bool_)), f"{name}={value!r}: give True or False")
         return bool(value)

@@ -81,8 +81,7 @@ def cold_start(predictor: Predictor) -> dict[str, float]:
 def in_a_fresh_process(code: str, *arguments: str, what: str | Path, **environment: str) -> str:
     """The last line that a separate Python program prints; it has only its arguments and the files.
 
-    Raises:
-        ModelFileError: it failed; ``what``, the file or folder that it works on, is named.
+    ModelFileError: it failed; ``what``, the file or folder that it works on, is named.
     """
     known = os.environ | dict(PYTHONPATH=os.pathsep.join(filter(None, sys.path))) | environment
     command = [sys.executable, "-c", code, *arguments]

@@ -38,10 +38,8 @@ def folder_lock(folder: Path):
 
 
 def check_manifest(folder: Path) -> dict:
-    """Create a folder; the content of its ``manifest.json``, empty if none or a damaged one.
-
-    Raises:
-        ModelFileError: it names other things, so it is another program's, which ours would replace.
+    """Create a folder; the content of its ``manifest.json``, empty if none or a damaged one; a
+    ModelFileError if it names other things: it is another program's, which ours would replace.
     """
     folder.mkdir(parents=True, exist_ok=True)
     try:
@@ -57,15 +55,13 @@ def write_manifest(folder: Path, files: Iterable[Path] | None = None, **notes: s
     """Record what was written into a folder, so that a changed or exchanged file is noticed.
 
     For each file the manifest holds its SHA-256, its size in bytes, ``weights`` (the SHA-256 of the
-    ``.pth`` file whose weights it has) and, where there is something to know, a ``note``.
+    ``.pth`` file whose weights it has) and, where there is something to know, a ``note``. Another
+    program's is refused, see ``check_manifest``.
 
     Args:
         files: written just now, all of the same weights, beside what the manifest says of others;
             None: every exported file there is, and no other.
         notes: file name -> what a user should know of it.
-
-    Raises:
-        ModelFileError: see ``check_manifest``.
     """
     content, weights = check_manifest(folder), file_hash(folder / FILES["pytorch"])
     if files is None:
@@ -78,11 +74,7 @@ def write_manifest(folder: Path, files: Iterable[Path] | None = None, **notes: s
 
 
 def read_manifest(folder: Path) -> dict[str, dict]:
-    """What ``write_manifest`` wrote: file name -> entry; empty where there is no manifest.
-
-    Raises:
-        ModelFileError: there is one, and it is damaged.
-    """
+    """``manifest.json``'s entries by file name (ModelFileError: damaged); none if there is none."""
     path = folder / MANIFEST
     try:
         return {name: dict(entry) for name, entry in json.loads(path.read_bytes()).items()}
@@ -99,11 +91,7 @@ def file_hash(path: Path) -> str:
 
 
 def exported_files(folder: Path) -> dict[str, Path]:
-    """The exported files that a folder holds: format -> path, in the order of ``FILES``.
-
-    Raises:
-        DataError: there is none.
-    """
+    """A folder's exported files, format -> path in the order of ``FILES`` (DataError: none)."""
     found = {name: folder / file for name, file in FILES.items() if (folder / file).is_file()}
     if not found:
         raise DataError(f"{folder}: no exported model here; run python -m unetlib export first.")

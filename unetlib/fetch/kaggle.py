@@ -60,9 +60,7 @@ def _fetch(name: str) -> Path:
     import requests
     from kagglehub.exceptions import DataCorruptionError, UnauthenticatedError
 
-    send = requests.Session.send
-
-    # kagglesdk sets no limit and would wait for ever.
+    send = requests.Session.send  # kagglesdk sets no limit and would wait for ever
     requests.Session.send = lambda *args, **how: send(*args, **how | {"timeout": SILENCE})
     try:
         return Path(kagglehub.competition_download(COMPETITION, path=name))

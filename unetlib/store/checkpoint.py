@@ -22,22 +22,17 @@ def load_state(folder: Path) -> dict:
     """What it takes to go on: the content of ``last.pth``, and of ``best.pth`` as ``best``.
 
     ``best`` is None if the last epoch was the best and ``best.pth``, written after ``last.pth``, is
-    missing or behind. ``folder`` says whose state it is.
-
-    Raises:
-        RunError: a file is missing or damaged.
+    missing or behind. ``folder`` says whose state it is. RunError: a file is missing or damaged.
     """
     try:
         state = load_plain(folder / "last.pth")
-        lacking = {"model", "optimizer", "scheduler", "batch_size", "lr", "metrics"} - set(state)
-        if lacking:
-            raise KeyError(lacking)
-        epochs, best = len(state["history"]), None
+        if not {"model", "optimizer", "scheduler", "batch_size", "lr", "metrics"} <= state.keys():
+            raise KeyError("last.pth lacks an entry")
         epoch = best_epoch(pd.DataFrame(state["history"]), state["best_by"])
-        if epoch < epochs or (folder / "best.pth").exists():
-            best = load_plain(folder / "best.pth")
+        file, may_lack = folder / "best.pth", epoch == len(state["history"])
+        best = None if may_lack and not file.exists() else load_plain(file)
         if best is not None and best["info"]["epoch"] != epoch:
-            if epoch < epochs:
+            if not may_lack:
                 raise KeyError("best.pth is of another epoch")
             best = None
         return state | dict(best=best, folder=folder.name)

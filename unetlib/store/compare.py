@@ -2,7 +2,6 @@
 
 import shutil
 from collections.abc import Iterable, Mapping
-from operator import index
 
 import numpy as np
 import pandas as pd
@@ -30,12 +29,10 @@ def compare_runs(runs: Mapping[str, Run] | Iterable[Run] | None = None) -> pd.Da
     """
     if not isinstance(runs, Mapping):
         runs = {run.folder.name: run for run in (find_runs() if runs is None else runs)}
-    facts = ("data", "profile")
-    rows = [
-        vars(run.recipe) | {name: run.details[name] for name in facts} | dict(best_by=run.best_by)
-        for run in runs.values()
-    ]
-    settings = pd.DataFrame(rows, index=list(runs))
+    settings = pd.DataFrame([vars(run.recipe) for run in runs.values()], index=list(runs))
+    for fact in ("data", "profile"):
+        settings[fact] = [run.details[fact] for run in runs.values()]
+    settings["best_by"] = [run.best_by for run in runs.values()]
     codes = [run.details.get("question", {}).get("code", {}) for run in runs.values()]
     for setting in BUILT_IN if len(settings) else ():
         names = settings[setting].map(name_of)
@@ -68,7 +65,7 @@ def clean_runs(keep: int | Mapping[str, Run] | Iterable[Run] = 10) -> list[str]:
         RunError: ``keep`` is neither a number from 0 up nor runs; nothing is deleted.
     """
     if isinstance(keep, (int, np.integer)) and not isinstance(keep, bool) and keep >= 0:
-        keep = find_runs()[-index(keep) :] if keep else []
+        keep = find_runs()[::-1][:keep]
     several = np.iterable(keep) and not isinstance(keep, (str, bytes))
     runs = list(keep.values() if isinstance(keep, Mapping) else keep) if several else [keep]
     if not all(isinstance(run, Run) for run in runs):

@@ -18,7 +18,6 @@ from matplotlib.ticker import MaxNLocator
 from unetlib.masks import to_binary
 from unetlib.plots import CAR, DPI, MISSED, show_images
 from unetlib.store.compare import compare_runs
-from unetlib.store.lr_find import steepest_lr
 from unetlib.store.runs import HISTORY, Run
 
 
@@ -82,19 +81,14 @@ def _draw_history(left: Axes, right: Axes, runs: Mapping[str, Run]) -> None:
 def plot_runs(runs: Mapping[str, Run] | Iterable[Run]) -> Figure:
     """Validation Dice of several runs, over the epochs and over the seconds, in one figure.
 
-    Runs without a name are labelled by the settings in which they differ, and where that is not
-    enough by their folder, too.
+    Runs without a name are labelled by the settings in which they differ, and their folder.
     """
     if not isinstance(runs, Mapping):
-        runs = {run.folder.name: run for run in runs}
-        table = compare_runs(runs)
-        settings = table.loc[:, :"best_dice"].columns[:-1]
-        labels = [", ".join(f"{one} {table.loc[name, one]}" for one in settings) for name in runs]
-        names = [
-            label if label and labels.count(label) == 1 else f"{label} ({name})" if label else name
-            for label, name in zip(labels, runs, strict=True)
-        ]
-        runs = dict(zip(names, runs.values(), strict=True))
+        given, runs = {run.folder.name: run for run in runs}, {}
+        settings = compare_runs(given).loc[:, :"best_dice"].iloc[:, :-1]
+        for folder, run in given.items():
+            label = [f"{name} {settings.loc[folder, name]}" for name in settings]
+            runs[", ".join([*label, folder])] = run
     figure, axes = plt.subplots(1, 2, figsize=(9, 3.2), dpi=DPI, layout="tight", sharey=True)
     for name, run in runs.items():
         dice = run.history["val_dice"]
@@ -111,12 +105,13 @@ def plot_runs(runs: Mapping[str, Run] | Iterable[Run]) -> Figure:
 
 
 def plot_lr_find(table: pd.DataFrame) -> Figure:
-    """The learning-rate range test (``lr_find``): loss over learning rate."""
+    """The range test of ``lr_find``; where the smoothed loss falls fastest is a sound choice."""
     figure, axis = plt.subplots(figsize=(7, 3), dpi=DPI, layout="tight")
-    chosen = steepest_lr(table)
+    gradient = np.gradient(table["smoothed"], np.log(table["lr"]))
+    steepest = table["lr"].iloc[np.argmin(gradient)]
     axis.plot(table["lr"], table["loss"], ".", color="lightgray", label="loss of one batch")
     axis.plot(table["lr"], table["smoothed"], color=CAR, label="smoothed")
-    axis.axvline(chosen, color=MISSED, ls="--", label=f"steepest: {chosen:.1g}")
+    axis.axvline(steepest, color=MISSED, ls="--", label=f"steepest: {steepest:.1g}")
     top = 1.5 * table["smoothed"].iloc[: len(table) // 2].max()
     axis.set(xscale="log", xlabel="learning rate", ylabel="loss", ylim=(0, top))
     axis.set_title("Range test: the rate rises with every step")

@@ -59,9 +59,3 @@ def lr_find(
     if len(losses) < 3:
         raise TrainingError("The loss exploded at once: begin the range test lower (lowest=...).")
     return pd.DataFrame(dict(lr=rates[: len(losses)], loss=losses, smoothed=smoothed))
-
-
-def steepest_lr(table: pd.DataFrame) -> float:
-    """The learning rate of ``lr_find`` at which the smoothed loss falls fastest: a sound choice."""
-    gradient = np.gradient(table["smoothed"], np.log(table["lr"]))
-    return float(table["lr"][int(np.argmin(gradient))])

@@ -71,11 +71,7 @@ def as_built(model: nn.Module) -> bool:
 
 
 def save_atomically(content, path: str | Path, save: Callable = torch.save) -> None:
-    """``save(content, path)`` that leaves either the old file or the whole new one.
-
-    Raises:
-        OSError: disk full, or no permission to write.
-    """
+    """``save(content, path)``; an OSError (no space, no permission) leaves the old file whole."""
     buffer = io.BytesIO()  # on a full disk torch's own writers may end the whole process
     save(content, buffer)
     with whole_file(path) as part:

@@ -52,9 +52,7 @@ def question_of(recipe: Recipe, data: str, best_by: tuple[str, str], metrics: Ma
 
     Of the settings, only what differs from the baseline, so that one added later leaves old runs
     alone; own code by its hash alone, so that it may be registered or passed, and renamed.
-
-    Raises:
-        RunError: code that cannot be hashed. ModelFileError: no such file to start from.
+    RunError: code that cannot be hashed. ModelFileError: no such file to start from.
     """
     from unetlib.dataset import CarvanaDataset  # here: whoever lists runs needs no PyTorch
     from unetlib.support.processes import SharedLearner

@@ -29,11 +29,7 @@ def _named_by(variable: str, default: Path) -> Path:
 
 
 def data_dir() -> Path:
-    """The data set's folder: ``UNETLIB_DATA`` or the embedded ``data/sample``.
-
-    Raises:
-        FileNotFoundError: the folder does not exist.
-    """
+    """The data set's folder: ``UNETLIB_DATA`` or ``data/sample`` (FileNotFoundError: missing)."""
     folder = _named_by("UNETLIB_DATA", REPOSITORY / "data" / "sample")
     if not folder.is_dir():
         remedy = "let UNETLIB_DATA name your pictures' folder, or unset it in a clone of unetlib"

@@ -56,10 +56,9 @@ def stamp(path: str | Path) -> list[int]:
 
 
 def file_hashes(paths: Iterable[str]) -> list[str]:
-    """SHA-256 of each file, 64 hex digits ("" for no path); what has not changed is not read again.
+    """SHA-256 of each file, 64 hex digits ("" for no path; DataError: gone, or may not be read).
 
-    Raises:
-        DataError: a file is gone or may not be read.
+    What has not changed is not read again.
     """
 
     def look_up(path: str) -> str:

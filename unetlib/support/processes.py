@@ -92,9 +92,7 @@ def settle_batch_size(recipe: Recipe, images: int, accelerator: Accelerator) -> 
     ``auto`` is 16 on CPU and MPS, where asking for too much memory ends the process; on CUDA the
     largest power of two that fits and leaves at least 20 steps an epoch. The rate then grows with
     the square root of the batch size, the rule for Adam (https://arxiv.org/abs/2205.10287).
-
-    Raises:
-        TrainingError: not even one image fits.
+    TrainingError: not even one image fits.
     """
     if recipe.batch_size != "auto" or accelerator.device.type != "cuda":
         return BASE_BATCH if recipe.batch_size == "auto" else recipe.batch_size, recipe.lr

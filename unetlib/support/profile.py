@@ -42,14 +42,11 @@ class Profile:
         height, width = sides(recipe.size)
         small = min(1, max(self.max_size, least) / max(height, width))
         fit = [max(least, step, round(side * small / step) * step) for side in (height, width)]
-        return replace(
-            recipe,
-            widths=tuple(max(1, round(width * narrow)) for width in recipe.widths),
-            size=tuple(fit) if small < 1 else recipe.size,
-            epochs=epochs,
-            half_size_epochs=half,
-            lr=recipe.lr * (self.lr_factor if recipe.schedule == "constant" else 1),
-        )
+        widths = tuple(max(1, round(width * narrow)) for width in recipe.widths)
+        size = tuple(fit) if small < 1 else recipe.size
+        lr = recipe.lr * (self.lr_factor if recipe.schedule == "constant" else 1)
+        settings = dict(widths=widths, size=size, epochs=epochs, half_size_epochs=half, lr=lr)
+        return replace(recipe, **settings)
 
     def thin(self, samples):
         """The rows of a sample table whose turntable angle (17 counts as 1, and so on) this profile
