@@ -94,17 +94,18 @@ def test_other_pictures_than_the_models_are_said(squares, data_set, tmp_path, ty
         if data is None:  # the pictures change
             val = split_by_group(find_samples(squares))[1]
             Image.new("L", (48, 48), 9).save(val["image"][0])
-        with pytest.warns(UserWarning, match=r"unet_model\.pth.*--data"):
+        with pytest.warns(UserWarning, match=r"unet_model\.pth"):
             _, val = rows_for(models / FILES["pytorch"], data)
         assert Path(val["image"][0]).is_relative_to(data or squares)
 
 
 @pytest.mark.fault("the data that trained the model are moved", "found by --data or UNETLIB_DATA")
-def test_data_that_are_gone_are_asked_for(squares, data_set, tmp_path, type_in, monkeypatch):
+def test_data_that_are_gone_are_said(squares, data_set, tmp_path, type_in, monkeypatch, capsys):
     type_in("train", "--data", squares, *TINY)
     moved, model = squares.rename(tmp_path / "moved"), tmp_path / "home/models" / FILES["pytorch"]
-    _, (error,) = type_in("compare", "--runtimes", status=1)
-    assert str(squares) in error and "--data" in error
+    with pytest.warns(UserWarning, match=rf"unet_model\.pth.*{squares}"):
+        rows_for(model, None)  # the default data
+    assert f"data: {data_set}" in capsys.readouterr().err
     with warnings.catch_warnings(action="error"):
         assert len(rows_for(model, moved)[1]) == 2
         monkeypatch.setenv("UNETLIB_DATA", str(moved))
@@ -112,7 +113,7 @@ def test_data_that_are_gone_are_asked_for(squares, data_set, tmp_path, type_in, 
     monkeypatch.setenv("UNETLIB_DATA", str(data_set))
     (run,) = find_runs()
     shutil.rmtree(run.folder)
-    with pytest.warns(UserWarning, match=r"unet_model\.pth.*--data"):
+    with pytest.warns(UserWarning, match=r"unet_model\.pth"):
         rows_for(model, None)  # the default data
 
 
@@ -123,15 +124,15 @@ def test_a_file_that_says_nothing_of_its_data_takes_the_default(tables, tmp_path
             assert list(rows_for(path, None)[1]["image"]) == list(tables[1]["image"])
 
 
-def test_pictures_that_are_no_data_folder_are_not_looked_for(squares, tmp_path, type_in):
+def test_pictures_that_are_no_data_folder_are_not_looked_for(squares, data_set):
     """Tables made in Python name any files; their folder is no data set."""
     (squares / "images").rename(squares / "photos")
     samples = find_samples(images=squares / "photos", masks=squares / "masks")
     recipe = Recipe(size=32, widths=(2, 4), epochs=1, precision="fp32")
     run = fit(recipe, *split_by_group(samples))
     assert Path(run.details["data_folder"]) == squares
-    _, (error,) = type_in("export", "--output-dir", tmp_path / "m", status=1)
-    assert str(squares) in error and "--data" in error
+    with pytest.warns(UserWarning, match=rf"best\.pth.*{squares}"):
+        rows_for(run.checkpoint, None)
 
 
 @pytest.mark.fault("two runs by turns, the older answered at once", "it is exported, not the newer")
@@ -283,3 +284,20 @@ def test_a_model_without_numbers_is_refused(tmp_path):
     save_model(tmp_path / "nan.pth", model, 16)
     with pytest.raises(ModelFileError, match=r"nan\.pth"):
         load_predictor(tmp_path / "nan.pth")
+
+
+@pytest.mark.fault("export into a folder with the model of another run", "said")
+def test_a_model_that_another_training_replaces_is_said(squares, tmp_path, type_in):
+    places = [tmp_path / name for name in "ab"]
+    for seed, place in enumerate(places):
+        type_in("train", "--data", squares, *TINY, "--output-dir", place, "--seed", seed)
+    _, said = type_in("export", "--output-dir", places[0])
+    assert [one for one in said if str(places[0] / FILES["pytorch"]) in one]
+    _, said = type_in("export", "--output-dir", places[1])
+    assert not [one for one in said if FILES["pytorch"] in one]
+
+
+def test_the_data_of_a_file_that_says_nothing_are_named(tmp_path, data_set, capsys):
+    for path in (tmp_path / "unet_model.pth", data_set):
+        rows_for(path, None)
+        assert f"data: {data_set}" in capsys.readouterr().err

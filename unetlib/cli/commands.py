@@ -226,16 +226,16 @@ def rows_for(checkpoint: Path, data: Path | None) -> tuple:
     known = (load_plain(checkpoint) if checkpoint.is_file() else {}).get("info", {}).get("data")
     runs = [run.details for run in unetlib.find_runs() if run.details["data"] == known]
     own = [Path(one["data_folder"]) for one in runs if "data_folder" in one]
-    there = (one for one in reversed(own) if files_in(folders_in(one)[0]))
-    if data is None and (data := next(there, None)):
-        print(f"data: {data}, which trained {checkpoint}", file=sys.stderr)
+    there = [one for one in own if files_in(folders_in(one)[0])]
+    if data is None:
+        data, why = (there[-1], "which trained") if there else (folders.data_dir(), "unknown to")
+        print(f"data: {data}, {why} {checkpoint}", file=sys.stderr)
     rows = unetlib.split_by_group(unetlib.find_samples(data))
     if known and not known.endswith(fingerprint(rows[1])):
-        if own and not data:
-            problem = "the model's data are not there any more; name them, or others, as --data"
-            raise unetlib.DataError(f"{own[-1]}: {problem}.")
-        problem = "was validated on other pictures than these, or on some that have changed"
-        warnings.warn(f"{checkpoint}: {problem}; give its own as --data.", stacklevel=2)
+        problem = (
+            f"was validated on other pictures, in {own[-1] if own else 'a folder unknown here'}"
+        )
+        warnings.warn(f"{checkpoint}: {problem}, or on some that have changed.", stacklevel=2)
     return rows
 
 
