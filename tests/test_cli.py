@@ -370,7 +370,8 @@ def test_predict_writes_a_mask_per_image(exported, data_set, tmp_path, capsys):
     typed = ["predict", data_set / "test", photo, broken, "--model", model, "--output", out]
     assert run(*typed, "--flip", "--json") == 1
     result = last_line(capsys.readouterr().out)
-    assert result == dict(images=6, unreadable=[str(broken)], output=str(out), model="int8")
+    expected = dict(images=6, masks=5, unreadable=[str(broken)], output=str(out), model="int8")
+    assert result == expected
     names = {path.name for path in out.glob("*.png")}
     assert f"{photo.stem}_mask.png" in names and len(names) == 5
     assert (out / "unreadable.csv").is_file()
