@@ -146,10 +146,8 @@ NETWORKS = {"unet": UNet}
 
 
 def build(recipe: Recipe) -> nn.Module:
-    """The network of a recipe, untrained: the U-Net that its settings describe, or an own one.
-
-    Raises:
-        ValueError: an own one does not map images ``(2, C, H, W)`` to logits ``(2, 1, H, W)``.
+    """The network of a recipe, untrained: the U-Net that its settings describe, or an own one;
+    ValueError if that does not map images ``(2, C, H, W)`` to logits ``(2, 1, H, W)``.
     """
     network = resolve("network", recipe.network)
     if recipe.network == "unet":

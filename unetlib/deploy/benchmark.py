@@ -59,15 +59,12 @@ print(json.dumps(dict(peak_mb=(max(memory) - memory[0]) / 1e6, first_s=seconds))
 
 
 def cold_start(predictor: Predictor) -> dict[str, float]:
-    """What a fresh process needs until the first prediction.
+    """What a fresh process needs until the first prediction (ModelFileError: it failed).
 
     Returns:
         ``peak_mb``: resident memory in MB on top of the imports, while loading and predicting
         three single images; ``first_s``: seconds for loading the model and its first prediction.
         Both are nan for the ``.pth`` file of an own network, whose class another process lacks.
-
-    Raises:
-        ModelFileError: the process failed.
     """
     if predictor.network:
         return dict(peak_mb=np.nan, first_s=np.nan)

@@ -90,10 +90,6 @@ def open_onnx(path: Path, threads, precision, runtime) -> tuple[Logits, dict]:
     described = {entry.key: entry.value for entry in content.metadata_props}
     quantised = any(node.op_type == "QuantizeLinear" for node in content.graph.node)
     info = json.loads(described[METADATA_KEY]) | dict(format="int8" if quantised else "onnx")
-    return _start(path, threads, precision, runtime), info
-
-
-def _start(path: Path, threads: int | None, precision: str, runtime: Runtime | None) -> Logits:
     if runtime == "openvino":
         import openvino  # optional, and not cheap to import
 
@@ -102,11 +98,11 @@ def _start(path: Path, threads: int | None, precision: str, runtime: Runtime | N
         settings |= {"INFERENCE_NUM_THREADS": threads} if threads else {}
         compiled = openvino.Core().compile_model(path, "CPU", settings)
         # Copied, because the next call writes over its output.
-        return lambda batch: compiled(batch)["logits"].copy()
+        return (lambda batch: compiled(batch)["logits"].copy()), info
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 3  # errors only
     # Idle threads that spin would take the cores from whatever runs next in this process.
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
     options.intra_op_num_threads = threads or 0  # 0: all cores
     session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
-    return lambda batch: session.run(["logits"], {"input": batch})[0]
+    return (lambda batch: session.run(["logits"], {"input": batch})[0]), info

@@ -86,9 +86,7 @@ def unpack(archive: str | Path, target: str | Path) -> None:
 
     Files of the same content are kept, others are replaced, each when it is complete: a stopped
     call leaves no half file, and the next one continues.
-
-    Raises:
-        DataError: it is damaged, or too large: for the disk, or more than 100 times when unpacked.
+    DataError: it is damaged, or too large: for the disk, or more than 100 times when unpacked.
     """
     archive, target = Path(archive), Path(target)
     part, size = target / ".part", 0

@@ -76,15 +76,13 @@ def restore(learner: Learner, state: dict | None, folder: Path) -> None:
 
 
 def write_run(run: Run, learner: Learner, first: bool, best: dict | None = None) -> None:
-    """Write what the run has learned so far; ``last.pth`` makes the epoch count.
+    """Write what the run has learned so far; ``last.pth`` makes the epoch count. TrainingError if
+    the folder cannot be written; finished epochs are kept.
 
     Args:
         first: nothing of what the folder holds is this run's. ``history.csv``, which makes a run
             visible to others, goes first and comes last.
         best: the content of the best.pth that this run goes on from, its own or a shorter run's.
-
-    Raises:
-        TrainingError: the folder cannot be written; finished epochs are kept.
     """
     folder = run.folder
     state = {name: run.details[name] for name in ("batch_size", "lr", "metrics")}
