@@ -217,7 +217,7 @@ def test_with_batch_norm_the_trained_dice_agrees_within_a_spread(single, double)
 
 def test_only_the_main_process_speaks_and_decodes(double):
     assert double["main"]["out"].count("goes on after epoch 1") == 1
-    assert double["main"]["err"].count("decoding to 32x32: 100%") == 2  # train and val, once each
+    assert double["main"]["err"].count("decoding at size 32: 100%") == 2  # train and val, once each
     assert double["other"]["printed"] == double["other"]["err"] == ""
 
 
