@@ -28,7 +28,7 @@ def read_mask(path: str | Path, mask_value: float | None = None) -> tuple[np.nda
         Boolean array ``(H, W)``, and the grey: None where there is no object.
 
     Raises:
-        DataError: unreadable, animated, or nothing says which of its values is the object.
+        DataError: unreadable, partly transparent, or nothing says which value is the object.
     """
     with opening(path) as opened:
         if "A" in opened.getbands() and opened.getchannel("A").getextrema()[0] < 255:

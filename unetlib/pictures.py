@@ -70,11 +70,7 @@ def load_image(source, size: int | tuple[int, int], colour: bool = False) -> np.
 
 @contextmanager
 def opening(source) -> Iterator[Image.Image]:
-    """An image, its file opened; see ``load_image``. Errors inside of the block count as its own.
-
-    Raises:
-        DataError: it cannot be read, or has several pages or frames.
-    """
+    """An image, its file opened; see ``load_image``. DataError, also for what fails in the block."""
     name = source if isinstance(source, str | os.PathLike) else type(source).__name__
     try:
         if isinstance(source, np.ndarray | Image.Image):
@@ -139,10 +135,8 @@ def eight_bits(greys: np.ndarray, place: str = "arrays") -> np.ndarray:
 
 
 def scale(greys: np.ndarray) -> tuple[int, bool]:
-    """Which grey is white in uint16, int32, float or boolean, and whether none is near to it.
-
-    Raises:
-        DataError: which one is white cannot be told.
+    """Which grey is white in uint16, int32, float or boolean, and whether none is near to it;
+    DataError if that cannot be told.
     """
     least, most = greys.min(initial=0), greys.max(initial=0)
     whites = [1] if greys.dtype.kind in "bf" else [255, 65_535] if greys.itemsize > 2 else [65_535]

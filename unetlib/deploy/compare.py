@@ -36,9 +36,8 @@ def parity(models_dir, samples: pd.DataFrame, network=None, logits=None) -> pd.D
 
     Returns:
         A row per format: ``format``, ``file``, ``bytes``, ``max_abs_diff`` (of probabilities),
-        ``pixels_changed`` (share of pixels on the other side of the threshold), ``dice`` (mean
-        over images, hard masks), ``dice_difference`` (to PyTorch), ``note`` (``NOTE`` for an int8
-        file that loses more than 0.01 Dice, else "").
+        ``pixels_changed`` (share on the other side of the threshold), ``dice`` (mean over images,
+        hard masks), ``dice_difference`` (to PyTorch), ``note`` (of an int8 file: ``NOTE`` or "").
     """
     paths, rows = [Path(models_dir) / file for file in FILES.values()], []
     predictors = [load_predictor(path, "cpu") for path in paths[1:]]

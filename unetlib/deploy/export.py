@@ -52,8 +52,7 @@ def export_all(
 ) -> pd.DataFrame:
     """Write a run's best model in every format and prove, in a fresh process, that they agree.
 
-    Where a network has learned little, its probabilities lie near the threshold: an int8 file that
-    loses more than 0.01 Dice is kept, but marked in the table and in manifest.json.
+    An int8 file that loses more than 0.01 Dice, as undertrained networks do, is kept, but marked.
 
     Args:
         run: a trained run (``store.runs.Run``), or the path of a model file.
@@ -66,11 +65,10 @@ def export_all(
         The table of ``parity``.
 
     Raises:
-        ModelFileError: the run has no finished epoch; a float format differs by over 1e-4 in
+        ModelFileError: no finished epoch; a float format, then removed, differs by over 1e-4 in
             probability (own networks with logits beyond 100: a millionth of the largest, which is
-            float32's rounding), so that its file is removed; or the files cannot be written, also
-            because PyTorch cannot record the network (older ones stay); or the folder's
-            manifest.json is another program's.
+            float32's rounding); files cannot be written, or PyTorch cannot record the network
+            (older ones stay); or the folder's manifest.json is another program's.
     """
     network = network or getattr(run, "network", None)
     output_dir = Path(output_dir) if output_dir is not None else models_dir()

@@ -66,9 +66,8 @@ def write_submission(
 ) -> list[tuple[str, str]]:
     """Write Kaggle's submission, ``img,rle_mask`` of each image in order; gzip packs ``.csv.gz``.
 
-    The file appears whole or not at all. A run that was stopped or killed goes on after the last
-    images that it finished. An image that cannot be read, or whose name cannot be written, gets no
-    line; it is reported, and listed in ``<stem>.unreadable.csv`` beside the output.
+    The file appears whole or not at all; what was stopped or killed goes on where it was. An image
+    that cannot be read, or whose name cannot be written, is listed in ``<stem>.unreadable.csv``.
 
     Args:
         flip: predict the mirrored picture too and take the mean.
@@ -76,8 +75,7 @@ def write_submission(
             share the images, on one computer or on several with one file system.
 
     Returns:
-        ``(file, problem)`` of each image that was left out; of several processes the first has
-        the list, the others an empty one.
+        ``(file, problem)`` of each image that was left out; [] in all processes but the first.
 
     Raises:
         DataError: two images of one name, or none that can be read; or an output of another kind's

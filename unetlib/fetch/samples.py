@@ -37,9 +37,9 @@ def find_samples(
 ) -> pd.DataFrame:
     """List a data set's images with their masks, one row each.
 
-    Every mask must be two-valued, unless ``mask_value`` is given, and of its image's size. A file
-    that cannot be used is left out and named in a warning, a doubtful one is kept and named;
-    ``check`` looks more closely. Usable pairs are remembered: the next call opens what has changed.
+    Every mask must be two-valued, unless ``mask_value`` is given, and of its image's size. Warnings
+    name what is left out, and what is kept but doubtful; ``check`` looks more closely. Usable pairs
+    are remembered: the next call opens what has changed.
 
     Args:
         root: a folder with images/ and masks/, or as Carvana's; None: ``unetlib.data_dir()``.

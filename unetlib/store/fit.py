@@ -51,9 +51,8 @@ def fit(
 
     The question is recipe, data, profile and the code that is running, the recipe's own and
     unetlib's. Interrupted (stop button, Ctrl-C, SIGTERM), ``fit`` returns the run with its finished
-    epochs; killed, it loses the epoch it was in. Called again, it goes on after the last finished
-    epoch, on a CPU to the very weights of an undisturbed run. With a constant schedule, a recipe
-    with more epochs goes on from a shorter run.
+    epochs; killed, it loses the last one. Called again, it goes on from there, on a CPU to the very
+    weights of an undisturbed run; with a constant schedule also from a run of fewer epochs.
 
     Args:
         recipe: all settings.
