@@ -70,7 +70,7 @@ def load_image(source, size: int | tuple[int, int], colour: bool = False) -> np.
 
 @contextmanager
 def opening(source) -> Iterator[Image.Image]:
-    """An image, its file opened; see ``load_image``. DataError, also for what fails in the block."""
+    """An image, its file opened; DataError for what fails, also inside of the block."""
     name = source if isinstance(source, str | os.PathLike) else type(source).__name__
     try:
         if isinstance(source, np.ndarray | Image.Image):
