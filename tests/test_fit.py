@@ -317,6 +317,12 @@ def test_a_model_that_finds_nothing_is_named_each_time_it_is_asked_for(mostly_em
         assert fit(BLIND, *tables).best_dice == 0
 
 
+@pytest.mark.fault("the same pictures in training and validation", "a warning counts them")
+def test_pictures_that_are_in_both_tables_are_counted(tables):
+    with pytest.warns(UserWarning, match="4 pictures"):
+        fit(ONE_EPOCH, tables[0], pd.concat([tables[1], tables[0].iloc[:4]]))
+
+
 @pytest.mark.fault("objects too small for the size that is trained at", "a warning counts them")
 def test_masks_that_lose_their_object_are_counted(tables, tmp_path):
     train = tables[0].copy()

@@ -31,7 +31,7 @@ from unetlib.store.model_file import weights_named
 from unetlib.store.question import code_hash, name_of, question_of
 from unetlib.store.runs import HISTORY, Run, find_runs, load_run, run_folder, run_lock, versions
 from unetlib.support.cache import decode_once
-from unetlib.support.memory import fingerprint
+from unetlib.support.memory import fingerprint, pair_hashes
 from unetlib.support.processes import begin, settle_batch_size, start_accelerator
 from unetlib.support.speed import memory_kept, out_of_memory_named
 from unetlib.training import Learner, TrainingError, train
@@ -82,6 +82,9 @@ def fit(
         raise ValueError(f"best_by={best_by} is unknown: use one of {known}.")
     accelerator = start_accelerator()
     data = f"{fingerprint(train)}-{fingerprint(val)}"
+    if twice := {*pair_hashes(train)}.intersection(pair_hashes(val)):
+        what = f"{len(twice)} pictures are in train and in val: scores say little of new ones"
+        warnings.warn(f"{what}; see split_by_group.", stacklevel=2)
     question = question_of(recipe, data, best_by, metrics)
     folder = run_folder(question)
     with _alone(folder, accelerator), _stop_on_sigterm():

@@ -104,10 +104,9 @@ class Run:
         """A column of the history in the best epoch, whose model is kept; nan without one."""
         return float(self.history[column].where(self.history["epoch"] == self.best_epoch).max())
 
-    # Of the kept model: means over the validation images, hard masks, at the recipe's size.
+    # Of the kept model: means over all validation images, or those with an object; hard masks.
     best_dice = property(lambda self: self.at_best("val_dice"))
     best_iou = property(lambda self: self.at_best("val_iou"))
-    # The same over the images with an object, some or all.
     best_dice_objects = property(lambda self: self.at_best(_column("dice_objects", self.history)))
 
     seconds = property(lambda self: float(self.history["seconds"].sum()))
@@ -184,11 +183,10 @@ def _open(folder: Path) -> Run:
     if not (folder / "history.csv").exists():
         raise FileNotFoundError(f"{folder}: no run in this folder; train one with fit().")
     try:
-        # In runs of 0.1 a comment and a key hold checksums.
         history = pd.read_csv(folder / "history.csv", comment="#")
         texts = ((folder / name).read_text("utf-8") for name in ("recipe.json", "run.json"))
         settings, details = map(json.loads, texts)
-        settings.pop("sha256", None)
+        settings.pop("sha256", None)  # of 0.1, whose history.csv begins with a comment
         if history.empty or not np.isfinite(history[HISTORY].astype(float)).all(axis=None):
             raise ValueError("history.csv was changed or damaged")
         missing = {"data", "profile", "train_images", "versions"} - set(details)
