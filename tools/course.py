@@ -10,7 +10,7 @@ import re
 import sys
 import time
 from collections.abc import Iterable
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 
 import nbformat
@@ -253,20 +253,21 @@ def print_results() -> None:
     """What the runs of this data set and profile learned, and what was exported."""
     import unetlib
     from unetlib import Recipe, data_dir, find_runs, find_samples, models_dir, split_by_group
+    from unetlib.recipe import BUILT_IN
     from unetlib.store.question import name_of
     from unetlib.support.memory import fingerprint
 
     _, val = split_by_group(find_samples())
     profile, data = unetlib.profile(), fingerprint(val)
-    baseline = asdict(profile.scale(Recipe()))
+    baseline = vars(profile.scale(Recipe()))
     print(f"Learned from {data_dir()}, {profile}.")
     print(f"Validation Dice (mean over {len(val)} images, {val['group'].nunique()} unseen groups):")
     for run in find_runs():
         if run.details["profile"] != profile.name or not run.details["data"].endswith(data):
             continue
         changed = [
-            f"{name} {name_of(value)}"
-            for name, value in asdict(run.recipe).items()
+            f"{name} {name_of(value) if name in BUILT_IN else value}"
+            for name, value in vars(run.recipe).items()
             if value != baseline[name]
         ]
         print(

@@ -17,7 +17,6 @@ from typing import Annotated, Literal, get_type_hints
 from tyro.conf import OmitArgPrefixes, Positional, arg
 
 import unetlib  # its names are imported when they are first used
-from unetlib.carvana import files_in, folders_in
 from unetlib.deploy import manifest
 from unetlib.deploy.images import CSV, code_files, mask_files
 from unetlib.recipe import BUILT_IN, Recipe
@@ -220,6 +219,7 @@ def check(data: Positional[Data] = None, json: Json = False):
 
 def rows_for(checkpoint: Path, data: Path | None) -> tuple:
     """Training and validation rows, of the model's own data or of others, which is said."""
+    from unetlib.carvana import files_in, folders_in
     from unetlib.store.model_file import load_plain
     from unetlib.support.memory import fingerprint
 
