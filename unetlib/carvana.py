@@ -95,7 +95,7 @@ def pair_up(images: list[Path], masks: list[Path]) -> tuple[list[Pair], list[Pro
         common = ""
     by_name = {mask.stem: mask for mask in reversed(masks)}
     whole = {one: by_name.get(one.stem + common) for one in images}
-    left = {stem: mask for stem, mask in by_name.items() if mask not in {*whole.values()}}
+    left = {mask.stem: mask for mask in sorted({*masks} - {*whole.values()}, reverse=True)}
     both = {one: mask or left.get(one.stem) for one, mask in whole.items()}
     places = [Counter(name for name, _ in {(one.stem, one.parent) for one in images})]
     places += [Counter(name for name, _ in {(one.stem, one.parent) for one in masks})]
