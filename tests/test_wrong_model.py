@@ -286,6 +286,7 @@ def test_a_model_without_numbers_is_refused(tmp_path):
         load_predictor(tmp_path / "nan.pth")
 
 
+@pytest.mark.slow
 @pytest.mark.fault("export into a folder with the model of another run", "said")
 def test_a_model_that_another_training_replaces_is_said(squares, tmp_path, type_in):
     places = [tmp_path / name for name in "ab"]
