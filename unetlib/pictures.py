@@ -126,6 +126,7 @@ def upright(image: Image.Image) -> Image.Image:
 
 
 def eight_bits(greys: np.ndarray, place: str = "arrays") -> np.ndarray:
+    """Greys as ``scale`` takes them -> uint8, with a warning where they come out nearly black."""
     white, dim = scale(greys)
     if dim:
         problem = f"greys that end below a quarter of {white}, so nearly black"

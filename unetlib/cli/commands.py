@@ -23,7 +23,7 @@ from unetlib.recipe import BUILT_IN, Recipe
 from unetlib.support import folders
 from unetlib.support.files import whole_file
 
-DATA_HELP = "A folder as Carvana's, or of images/ and masks/; default: the model's, UNETLIB_DATA."
+DATA_HELP = "A folder as Carvana's, or of images/, masks/; default: UNETLIB_DATA, or the model's."
 Data = Annotated[Path | None, arg(help=DATA_HELP)]
 # For the help alone: __main__ looks for it.
 Json = Annotated[bool, arg(help="Print one JSON object as the last line of stdout.")]
@@ -232,10 +232,8 @@ def rows_for(checkpoint: Path, data: Path | None) -> tuple:
         print(f"data: {data}, {why} {checkpoint}", file=sys.stderr)
     rows = unetlib.split_by_group(unetlib.find_samples(data))
     if known and not known.endswith(fingerprint(rows[1])):
-        problem = (
-            f"was validated on other pictures, in {own[-1] if own else 'a folder unknown here'}"
-        )
-        warnings.warn(f"{checkpoint}: {problem}, or on some that have changed.", stacklevel=2)
+        place = f"on other pictures, in {own[-1] if own else 'a folder unknown here'}"
+        warnings.warn(f"{checkpoint}: was validated {place}, or they have changed.", stacklevel=2)
     return rows
 
 

@@ -127,7 +127,7 @@ def collect(listed: tuple, look: Callable[[Pair], Finding]) -> pd.DataFrame:
             if row and kind is not None:
                 kinds.setdefault(kind, []).append(row[2])
             if row and rows.setdefault(row[0], row) is not row:
-                problems.append(Problem(row[1], "another image has this id", "rename or delete it"))
+                problems.append(Problem(row[1], "another image has this id", "rename one of them"))
     usual, *others = sorted(kinds, key=lambda kind: -len(kinds[kind])) or [None]
     for kind in others:
         less, more = len(kinds[kind]), len(kinds[usual])

@@ -82,9 +82,6 @@ def fit(
         raise ValueError(f"best_by={best_by} is unknown: use one of {known}.")
     accelerator = start_accelerator()
     data = f"{fingerprint(train)}-{fingerprint(val)}"
-    if twice := {*pair_hashes(train)}.intersection(pair_hashes(val)):
-        what = f"{len(twice)} pictures are in train and in val: scores say little of new ones"
-        warnings.warn(f"{what}; see split_by_group.", stacklevel=2)
     question = question_of(recipe, data, best_by, metrics)
     folder = run_folder(question)
     with _alone(folder, accelerator), _stop_on_sigterm():
@@ -176,8 +173,10 @@ def _train(recipe, train_rows, val_rows, question, state, on_epoch, metrics, acc
         val_set = CarvanaDataset(val_rows, recipe.size, recipe.mask, "none", *settings[2:])
     best = [one.coverage.max((1, 2)) for one in (train_sets[recipe.size], val_set)]
     if main and (lost := sum(((most > 0) & (most < 128)).sum() for most in best)):
-        what = f"{lost} masks lose their object at size={recipe.size}; raise it"
-        warnings.warn(f"{what}.", stacklevel=3)
+        warnings.warn(f"{lost} masks lose their object: raise size={recipe.size}.", stacklevel=3)
+    if main and (twice := {*pair_hashes(train_rows)}.intersection(pair_hashes(val_rows))):
+        what = f"{len(twice)} pictures are in train and in val: scores say little of new ones"
+        warnings.warn(f"{what}; see split_by_group.", stacklevel=3)
     if state is None:
         batch_size, lr = settle_batch_size(recipe, len(train_rows), accelerator)
     else:
