@@ -27,8 +27,8 @@ def _angle_from(azimuth, centre):
     return np.abs((azimuth - centre + np.pi) % (2 * np.pi) - np.pi)
 
 
-def random_booth(rng, camera):
-    """Draw the booth of one car."""
+def random_booth(rng, camera, slope=0.12):
+    """Draw the booth of one car; slope: how much brighter the floor may get to one side."""
     u = rng.uniform
     wall_grey = u(0.90, 1.04) if rng.random() < 0.70 else u(0.52, 0.88)
     mood = rng.random()
@@ -138,7 +138,7 @@ def random_booth(rng, camera):
         "stains": int(rng.integers(0, 12)),
         "tyre_marks": int(rng.choice([0, 0, 1, 3])),
         "joints": int(rng.choice([0, 0, 1, 2, 4])),
-        "floor_slope": rng.normal(0, 0.12, 2).tolist(),
+        "floor_slope": rng.normal(0, slope, 2).tolist(),
         "floor_seed": int(rng.integers(1 << 30)),
         "front_edge": {
             "depth": u(2.75, max(2.9, camera["distance"] - 2.7)),

@@ -40,6 +40,7 @@ CAST = """
 """
 CAST = [tuple(entry.split()) for entry in CAST.split(",")]
 FULL_SIZE_CAR = 122  # 40 + 2 x 41: the last entry of the cast, with a booth like the real one
+FURTHER_CARS = 200  # from this one on: --further, booths whose light falls off to one side
 # invented names, alphabetical
 MAKES = ["Alder", "Bracken", "Corvid", "Dunlin", "Ember", "Fennel", "Gannet", "Harrow"]
 MODELS = [
@@ -97,10 +98,27 @@ def mask_image(mask):
     return image
 
 
+def pictures_of(car, size, samples, frames):
+    """Yield each frame and the studio, set up for it."""
+    import tracer  # needs Mitsuba; the tables can be written without
+
+    kind, paint = CAST[car % len(CAST)]
+    shape = shapes.random_shape(stream(car, SHAPE), kind)
+    camera = cameras.random_camera(stream(car, CAMERA), shape["length"])
+    slope = 0.6 if car >= FURTHER_CARS else 0.12
+    booth = booths.random_booth(stream(car, BOOTH), camera, slope)
+    finish = materials.random_finish(stream(car, FINISH), paint)
+    studio = tracer.Tracer(cars.build(shape), finish, camera, booth, size, samples)
+    for frame in frames:
+        frame_camera = cameras.jitter_camera(camera, stream(car, CAMERA, frame))
+        backdrop = booths.random_backdrop(booth, stream(car, BOOTH, frame))
+        studio.set_picture(cameras.angle_of_frame(camera, frame), frame_camera, backdrop)
+        yield frame, studio
+
+
 def render_car(car, split, out, size, samples, frames):
     """Render those pictures of one car that are not there yet."""
     identity, _ = describe(car)
-    kind, paint = CAST[car % len(CAST)]
     pictures = {frame: out / split / f"{identity}_{frame:02d}.jpg" for frame in frames}
     masks = (
         {frame: out / f"{split}_masks" / f"{identity}_{frame:02d}_mask.gif" for frame in frames}
@@ -114,25 +132,9 @@ def render_car(car, split, out, size, samples, frames):
     ]
     if not missing:
         return 0
-    import tracer  # needs Mitsuba; the tables can be written without
-
-    shape = shapes.random_shape(stream(car, SHAPE), kind)
-    camera = cameras.random_camera(stream(car, CAMERA), shape["length"])
-    booth = booths.random_booth(stream(car, BOOTH), camera)
     development = darkroom.random_development(stream(car, DEVELOPMENT))
-    studio = tracer.Tracer(
-        cars.build(shape),
-        materials.random_finish(stream(car, FINISH), paint),
-        camera,
-        booth,
-        size,
-        samples,
-    )
-    for frame in missing:
+    for frame, studio in pictures_of(car, size, samples, missing):
         rng = stream(car, DEVELOPMENT, frame)
-        frame_camera = cameras.jitter_camera(camera, stream(car, CAMERA, frame))
-        backdrop = booths.random_backdrop(booth, stream(car, BOOTH, frame))
-        studio.set_picture(cameras.angle_of_frame(camera, frame), frame_camera, backdrop)
         frame_development = darkroom.jitter_development(development, rng)
         photograph = darkroom.develop(studio.light(seed=16 * car + frame), frame_development, rng)
         if masks:
@@ -141,7 +143,17 @@ def render_car(car, split, out, size, samples, frames):
     return len(missing)
 
 
+def write_solution(path, size):
+    """The masks of the test cars, whose pictures data/sample has and whose masks it lacks."""
+    rows = []
+    for car in tqdm(range(CAST_TRAIN, CAST_TRAIN + CAST_TEST), unit="car"):
+        for frame, studio in pictures_of(car, size, 1, range(1, 17)):
+            rows.append([f"{describe(car)[0]}_{frame:02d}.jpg", run_lengths(studio.mask())])
+    write_table(path, ["img", "rle_mask"], sorted(rows))
+
+
 def write_table(path, header, rows):
+    path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.part")
     with open(temporary, "w", newline="") as file:
         csv.writer(file, lineterminator="\n").writerows([header, *rows])
@@ -190,26 +202,40 @@ def main():
     parser.add_argument(
         "--size", type=int, nargs=2, default=(480, 320), metavar=("WIDTH", "HEIGHT")
     )
+    parser.add_argument(
+        "--further",
+        type=int,
+        metavar="N",
+        help="render N cars that no other set has, four views each, into --out",
+    )
     parser.add_argument("--samples", type=int, default=4, help="light paths per pixel")
     parser.add_argument(
         "--full-size",
         action="store_true",
         help="render the one car at 1918x1280 into data/fullsize",
     )
+    parser.add_argument(
+        "--solution",
+        action="store_true",
+        help="only the run lengths of the test cars' masks, into data/solution/solution.csv",
+    )
     choice = parser.parse_args()
+    if choice.solution:
+        write_solution(STUDIO.parent / "solution" / "solution.csv", tuple(choice.size))
+        return
     if choice.full_size:
         chosen, size = [FULL_SIZE_CAR], (1918, 1280)
         out = choice.out if choice.out != parser.get_default("out") else STUDIO.parent / "fullsize"
     else:
-        chosen, size, out = (
-            range(choice.first, choice.cars, choice.stride),
-            tuple(choice.size),
-            choice.out,
-        )
+        first = FURTHER_CARS if choice.further else 0
+        listed = range(first, first + (choice.further or choice.cars))
+        chosen = listed[choice.first :: choice.stride]
+        size, out = tuple(choice.size), choice.out
     for car in tqdm(chosen, unit="car"):
         split = "test" if CAST_TRAIN <= car < CAST_TRAIN + CAST_TEST else "train"
-        render_car(car, split, out, size, choice.samples, choice.frames)
-    write_tables(out, [FULL_SIZE_CAR] if choice.full_size else range(choice.cars))
+        frames = range(1 + car % 4, 17, 4) if choice.further else choice.frames
+        render_car(car, split, out, size, choice.samples, frames)
+    write_tables(out, chosen if choice.full_size else listed)
 
 
 if __name__ == "__main__":
