@@ -214,6 +214,25 @@ def test_mild_changes_the_light_of_the_image_and_never_the_mask(tables):
     assert len(brightness) > 5
 
 
+@pytest.mark.parametrize("channels", [1, 3])
+def test_backgrounds_change_half_of_the_pictures_and_never_the_object(channels, monkeypatch):
+    monkeypatch.setattr("unetlib.dataset.mild", lambda images, masks: (images, masks))
+    images = torch.rand(64, channels, 24, 32)
+    masks = torch.zeros(64, 1, 24, 32)
+    masks[:, :, 6:18, 8:24] = 1
+    torch.manual_seed(0)
+    changed, same = AUGMENTATIONS["backgrounds"](images, masks)
+    assert torch.equal(same, masks) and changed.min() >= 0 and changed.max() <= 1
+    inside = masks.bool().expand_as(images)
+    assert torch.equal(changed[inside], images[inside])
+    ground = (changed != images).flatten(1).sum(1) / (~inside).flatten(1).sum(1)
+    assert {round(share) for share in ground.tolist()} == {0, 1} and 20 < (ground > 0.9).sum() < 44
+    # A wall and a floor, smooth but for where they meet.
+    (rows, *_) = torch.where(ground > 0.9)
+    steps = changed[rows, 0, :, 0].diff(dim=1).abs()
+    assert (steps > 0.1).sum(1).max() <= 1 and (steps > 0.1).any()
+
+
 def test_items_are_plain_tensors(tables):
     for item in CarvanaDataset(tables[1], 32, augment="mild")[0]:
         assert type(item) is torch.Tensor
@@ -244,6 +263,7 @@ def move(images, masks):
 
 OWN = {
     "mild": "mild",
+    "backgrounds": "backgrounds",
     "function": move,
     "v2": v2.RandomAffine(20, translate=(0.2, 0.2)),
     "several v2": v2.Compose([v2.RandomHorizontalFlip(), v2.ColorJitter(0.4)]),
@@ -337,7 +357,7 @@ def test_an_augmentation_may_normalise_images(tables):
     assert image.min() < -1
 
 
-@pytest.mark.parametrize("name", ["flip", "mild"])
+@pytest.mark.parametrize("name", ["flip", "mild", "backgrounds"])
 @pytest.mark.parametrize("kind", [torch.float64, torch.bfloat16])
 def test_augmented_images_keep_their_type_whatever_the_default_is(tables, name, kind):
     dataset = CarvanaDataset(tables[1], 8, augment=name)

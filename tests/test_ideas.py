@@ -130,6 +130,7 @@ IDEAS = {
     "partial": replace(OWN_NET, network=partial(Net, 3, width=4), colour=True),
     "frozen": replace(OWN_NET, network=frozen_unet),
     "sgd": replace(RECIPE, optimizer="sgd", weight_decay=1e-3),
+    "muon": replace(RECIPE, optimizer="muon", augment="backgrounds", precision="bf16"),
     "optimizer": replace(RECIPE, optimizer=clipped_adam),
     "two rates": replace(RECIPE, optimizer=two_rates, schedule="one_cycle"),
     "library's optimizer": replace(RECIPE, optimizer=torch.optim.NAdam, weight_decay=0.1),
@@ -395,7 +396,7 @@ def test_the_best_epoch_may_be_chosen_by_another_score(tables, tmp_path, monkeyp
     assert run.folder != fit(recipe, *tables).folder
     by_loss = fit(recipe, *tables, best_by=("loss", "min"))
     assert by_loss.best_epoch == by_loss.history["val_loss"].idxmin() + 1
-    assert load_state(by_loss.folder)["best_by"] == ["loss", "min"]
+    assert load_state(by_loss.folder)["best_by"] == [["loss", "min"], 0]
 
 
 @pytest.mark.parametrize(

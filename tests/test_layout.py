@@ -91,7 +91,7 @@ train_rows, val_rows = split_by_group(find_samples({str(data)!r}))
 train_set = CarvanaDataset(train_rows, 32, augment="mild")
 val_set = CarvanaDataset(val_rows, 32)
 learner = Learner(recipe, total_steps=2)
-history = list(train(learner, {{32: train_set}}, val_set, batch_size=4))
+history = list(train(learner, {{32: train_set}}, {{32: val_set}}, batch_size=4))
 scores = evaluate(learner.model, val_set)
 assert scores["dice"].mean() == history[-1]["val_dice"]
 overlay(val_set.images[0], val_set.coverage[0] >= 128)

@@ -76,6 +76,16 @@ def test_best_epoch_dice_and_iou_belong_together():
     assert (run.best_epoch, run.best_dice, run.best_iou) == (2, 0.9, 0.6)
 
 
+def test_epochs_of_half_size_are_the_best_only_before_there_are_others():
+    """They are judged at half the size."""
+    run = run_with(val_dice=[0.8, 0.9, 0.5])
+    run.recipe = replace(RECIPE, epochs=4, half_size_epochs=2)
+    whole = run.history
+    for count, best in ((1, 1), (2, 2), (3, 3)):
+        run.history = whole[:count]
+        assert run.best_epoch == best
+
+
 def test_images_per_second_count_validation_too():
     run = run_with(epoch=[1, 2, 3], seconds=[10.0, 20.0, 40.0])
     assert run.images_per_second == pytest.approx(90 / 70)

@@ -28,7 +28,7 @@ CPU = torch.device("cpu")
 
 @pytest.fixture(scope="module")
 def sets(tables):
-    return {32: CarvanaDataset(tables[0], 32)}, CarvanaDataset(tables[1], 32)
+    return tuple({32: CarvanaDataset(table, 32)} for table in tables[:2])
 
 
 def batch(size=32, count=4):
@@ -128,8 +128,8 @@ def test_a_compiled_model_learns_the_same():
 @pytest.mark.parametrize("loss", LOSSES)
 def test_validation_gives_the_means_over_the_images(sets, loss):
     learner = Learner(replace(RECIPE, loss=loss), 1, device=CPU)
-    scores = evaluate(learner.model, sets[1], loss=LOSSES[loss])
-    assert learner.validate(sets[1]) == {
+    scores = evaluate(learner.model, sets[1][32], loss=LOSSES[loss])
+    assert learner.validate(sets[1][32]) == {
         "val_loss": scores["loss"].mean(),
         "val_dice": scores["dice"].mean(),
         "val_iou": scores["iou"].mean(),
@@ -163,7 +163,7 @@ def test_validation_takes_no_more_images_at_once_than_training(tables, sets):
         counts[model.training].append(len(inputs[0]))
 
     learner.model.register_forward_pre_hook(note)
-    list(train(learner, {32: sets[1]}, sets[0][32], batch_size=3))
+    list(train(learner, *sets[::-1], batch_size=3))
     assert counts == {True: [3, 1], False: [3, 3, 3, 3, 3, 1]}
 
 
@@ -186,7 +186,7 @@ def test_the_loop_is_the_one_of_the_textbook(sets):
             loss.backward()
             optimizer.step()
             total += loss.item() * len(images)
-        scores = evaluate(model, sets[1], loss=bce_loss)
+        scores = evaluate(model, sets[1][32], loss=bce_loss)
         expected.append([total / 16, *scores[["loss", "dice", "iou"]].mean()])
     learner = Learner(recipe, 8, device=CPU)
     rows = pd.DataFrame(train(learner, {32: train_set}, sets[1], batch_size=5))
@@ -221,17 +221,16 @@ def test_whoever_consumes_the_rows_may_stop_and_a_learner_taken_up_again_goes_on
 
 
 def test_progressive_resizing_trains_on_small_images_first(tables, sets):
-    small, sizes = CarvanaDataset(tables[0], 16), []
+    small, sizes = [{16: CarvanaDataset(table, 16)} for table in tables[:2]], []
     recipe = replace(RECIPE, half_size_epochs=2)
     learner = Learner(recipe, 3, device=CPU)
 
     def note(model, inputs):
-        if model.training:
-            sizes.append(inputs[0].shape[-1])
+        sizes.append((model.training, inputs[0].shape[-1]))
 
     learner.model.register_forward_pre_hook(note)
-    list(train(learner, {16: small, **sets[0]}, sets[1], batch_size=16))
-    assert sizes == [16, 16, 32]
+    list(train(learner, *[one | other for one, other in zip(small, sets, strict=True)], 16))
+    assert sizes == [(True, 16), (False, 16), (True, 16), (False, 16), (True, 32), (False, 32)]
 
 
 def test_training_leaves_the_global_random_state_alone(sets):

@@ -78,7 +78,29 @@ def mild(images, masks, draws=None):
     return (contrast * images + (1 - contrast) * mean).clamp(0, 1), masks
 
 
-AUGMENTATIONS = {"none": None, "flip": flip, "mild": mild}
+def backgrounds(images, masks):
+    """``mild``, and half of the time the object stands before another wall and floor.
+
+    What differs at random from picture to picture is no clue to the object (domain randomisation,
+    https://arxiv.org/abs/1703.06907): where the two meet, how bright each is and how its light
+    falls off. Arguments and result as for ``mild``.
+    """
+
+    def draw(low, high):
+        return images.new_empty(len(images), 1, 1, 1).uniform_(low, high)
+
+    def surface():
+        return draw(0, 1) * (1 + draw(-0.7, 0.7) * x + draw(-0.7, 0.7) * y)
+
+    y, x = (torch.linspace(-1, 1, side).to(images) for side in images.shape[2:])
+    y = y[:, None]
+    horizon = draw(-0.6, 0.3) + draw(-0.3, 0.5) * x**2 + draw(-0.1, 0.1) * x
+    scene = torch.where(y < horizon, surface(), surface()).clamp(0, 1)
+    behind = (draw(0, 1) < 0.5) & (masks < 0.5)
+    return mild(torch.where(behind, scene, images), masks)
+
+
+AUGMENTATIONS = {"none": None, "flip": flip, "mild": mild, "backgrounds": backgrounds}
 
 
 def _transformed(transform: Callable, images: torch.Tensor, masks: torch.Tensor):

@@ -1,9 +1,10 @@
-"""Recipe: every setting of a training run, and the two recipes of the course."""
+"""Recipe: every setting of a training run, and the recipes of the course."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
 from importlib import import_module
 from operator import index
+from pathlib import Path
 from typing import Literal, get_args, get_origin, get_type_hints
 
 import numpy as np
@@ -13,15 +14,16 @@ from unetlib.pictures import sides
 # The settings that take code: their built-in names, and the table to register others in.
 BUILT_IN = {
     "network": ("unet",),
-    "augment": ("none", "flip", "mild"),
+    "augment": ("none", "flip", "mild", "backgrounds"),
     "loss": ("bce", "dice", "bce_dice"),
-    "optimizer": ("adam", "adamw", "sgd"),
+    "optimizer": ("adam", "adamw", "sgd", "muon"),
     "schedule": ("constant", "one_cycle", "cosine"),
 }
 TABLES = dict(network="model.NETWORKS", augment="dataset.AUGMENTATIONS", loss="losses.LOSSES")
 TABLES |= dict(optimizer="training.OPTIMIZERS", schedule="training.SCHEDULES")
 NO_NUMBER = dict(batch_size="auto", patience=None)  # what may stand in place of an integer
 OF_THE_UNET = ("widths", "batch_norm", "skips", "up_kernel")
+PRETRAINED = Path(__file__).resolve().parents[1] / "data" / "pretrained" / "unet_model.pth"
 LARGEST_SEED = 10**14  # times 20,000, still a valid seed for PyTorch: each epoch has its own
 
 
@@ -42,10 +44,11 @@ class Recipe:
         size: image side, or (height, width), in pixels; the U-Net's lowest level needs 2x2 or more.
         colour: three channels, red, green and blue, instead of grey.
         mask: of both losses, ``hard`` (0/1) or ``soft`` (area coverage); Dice is of hard masks.
-        augment: ``none``, ``flip``, ``mild``, f(images, masks) -> (images, masks) on a batch, or a
+        augment: a name in ``AUGMENTATIONS``, f(images, masks) -> (images, masks) on a batch, or a
             torchvision v2 transform, image by image (see ``dataset.CarvanaDataset``).
         loss: ``bce``, ``dice``, ``bce_dice`` or f(logits, masks) -> scalar, also of a single image.
-        optimizer: ``adam``, ``adamw``, ``sgd`` (momentum 0.9) or f(parameters, lr) -> Optimizer.
+        optimizer: ``adam``, ``adamw``, ``sgd`` (momentum 0.9), ``muon`` (see there), or
+            f(parameters, lr) -> Optimizer.
         weight_decay: the optimizer's, which then gets it by that name; None: its own default.
         schedule: ``constant``; ``one_cycle``: up to ``lr``, then down to almost 0
             (https://arxiv.org/abs/1708.07120); ``cosine``: from ``lr`` down to 0; or
@@ -53,7 +56,8 @@ class Recipe:
         lr: learning rate; with ``one_cycle`` its peak.
         epochs: passes over the training images.
         patience: early stopping: ``fit`` ends the run after so many epochs without a better one.
-        start_from: a run, or the path of a model file, whose weights to start from (fine-tuning).
+        start_from: whose weights to start from (fine-tuning): a run, the path of a model file, or
+            ``pretrained``, the weights that come with the repository.
         half_size_epochs: how many epochs, the first ones, see images of half the size, a quarter of
             the work (progressive resizing, https://arxiv.org/abs/1707.02921 and fast.ai).
         batch_size: images per step, over all processes together; ``auto``: 16, and on CUDA the
@@ -92,6 +96,7 @@ class Recipe:
 
     def __post_init__(self):
         start = getattr(self.start_from, "checkpoint", self.start_from)  # of a run
+        start = PRETRAINED if start == "pretrained" else start
         plain = dict(widths=tuple(map(index, self.widths)), lr=float(self.lr))
         plain |= dict(start_from=None if start is None else str(start), size=square(self.size))
         if self.weight_decay is not None:
@@ -120,13 +125,28 @@ class Recipe:
 
     @classmethod
     def fast(cls, **changes) -> "Recipe":
-        """The course's fast recipe: half the epochs, three at half the size, but 4 times the steps.
+        """The course's fast recipe: 3 epochs, two of them at half the size, but 4 times the steps.
 
         What each of its changes is worth: notebook 04. ``changes`` replace settings.
         """
-        settings = dict(augment="mild", loss="bce_dice", optimizer="adamw", schedule="one_cycle")
-        settings |= dict(lr=3e-3, epochs=5, half_size_epochs=3, batch_size=4)
+        settings = dict(augment="mild", loss="bce_dice", optimizer="muon", schedule="one_cycle")
+        settings |= dict(lr=0.05, epochs=3, half_size_epochs=2, batch_size=4)
         return cls(**(settings | changes))
+
+    @classmethod
+    def best(cls, epochs: int = 20, **changes) -> "Recipe":
+        """For an evening on a laptop, or minutes on a GPU: what has earned its place in tables.
+
+        ``data/pretrained`` is trained by it, and says what each choice is worth.
+        """
+        settings = dict(augment="backgrounds", half_size_epochs=epochs // 2, batch_size=8)
+        return cls.fast(**(settings | dict(epochs=epochs) | changes))
+
+    @classmethod
+    def few(cls, epochs: int = 25, **changes) -> "Recipe":
+        """Fine-tune the weights that come with the repository on few pictures, 10 to 50."""
+        settings = dict(start_from="pretrained", lr=1e-3, half_size_epochs=0)
+        return cls.fast(**(settings | dict(epochs=epochs) | changes))
 
     @property
     def stride(self) -> int:

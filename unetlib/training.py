@@ -19,6 +19,7 @@ from unetlib.dataset import CarvanaDataset, make_loader
 from unetlib.device import autocast, pick_device, pick_precision
 from unetlib.metrics import evaluate
 from unetlib.model import build
+from unetlib.muon import Muon
 from unetlib.recipe import BUILT_IN, Recipe, resolve
 from unetlib.seeds import seeded
 
@@ -26,6 +27,7 @@ OPTIMIZERS = {
     "adam": partial(torch.optim.Adam, fused=True),
     "adamw": partial(torch.optim.AdamW, fused=True),
     "sgd": partial(torch.optim.SGD, fused=True, momentum=0.9),
+    "muon": Muon,
 }
 KEPT = "finished epochs are kept"
 EXPLODED = 1e4  # a mean loss per pixel; sound ones are below 1 after some steps
@@ -152,13 +154,13 @@ class Learner:
 
 
 def train(
-    learner: Learner, train_sets: Mapping, val_set: CarvanaDataset, batch_size: int, first_epoch=1
+    learner: Learner, train_sets: Mapping, val_sets: Mapping, batch_size: int, first_epoch=1
 ) -> Iterator[dict[str, float]]:
     """Train epoch by epoch; yields a row of the history after each.
 
     Args:
         train_sets: by image size; the recipe says which size an epoch sees.
-        val_set: pictures of groups that are not in them.
+        val_sets: by image size, pictures of other groups; an epoch is judged at the size it saw.
         batch_size: images per step.
         first_epoch: counted from 1; above 1 for a learner that goes on after a stop.
 
@@ -183,7 +185,7 @@ def train(
                     loss += learner.step(*batch)
                     bar.update()
                 row = dict(epoch=epoch, lr=lr, train_loss=learner.total(loss) / images)
-                row |= learner.validate(val_set, batch_size)
+                row |= learner.validate(val_sets[recipe.size_in(epoch)], batch_size)
             if not math.isfinite(row["val_loss"]):
                 remedy = f"lower the learning rate (lr={recipe.lr:g}) and check the images"
                 raise TrainingError(f"The validation loss is {row['val_loss']}: {remedy}; {KEPT}.")

@@ -34,13 +34,16 @@ TYPES = get_type_hints(Recipe) | {name: Literal[names] for name, names in BUILT_
 OPTIONS = [(f.name, TYPES[f.name], f.default) for f in fields(Recipe) if f.name != "network"]
 CHECKS = dict(__doc__=Recipe.__doc__, __post_init__=lambda self: Recipe(**vars(self)) and None)
 Settings = make_dataclass("Settings", OPTIONS, namespace=CHECKS)
-BASELINE = Settings()
-FAST = Settings(**{name: getattr(Recipe.fast(), name) for name, *_ in OPTIONS})
+RECIPES = dict(baseline=Recipe(), fast=Recipe.fast(), best=Recipe.best(), few=Recipe.few())
+SETTINGS = {
+    recipe: Settings(**{name: getattr(settings, name) for name, *_ in OPTIONS})
+    for recipe, settings in RECIPES.items()
+}
 
 
 def train(
-    settings: OmitArgPrefixes[Settings] = BASELINE,
-    recipe: Literal["baseline", "fast"] = "baseline",
+    settings: OmitArgPrefixes[Settings] = SETTINGS["baseline"],
+    recipe: Literal["baseline", "fast", "best", "few"] = "baseline",
     network: Network = None,
     data: Data = None,
     output_dir: Path | None = None,

@@ -28,7 +28,7 @@ def load_state(folder: Path) -> dict:
         state = load_plain(folder / "last.pth")
         if not {"model", "optimizer", "scheduler", "batch_size", "lr", "metrics"} <= state.keys():
             raise KeyError("last.pth lacks an entry")
-        epoch = best_epoch(pd.DataFrame(state["history"]), state["best_by"])
+        epoch = best_epoch(pd.DataFrame(state["history"]), *state["best_by"])
         file, may_lack = folder / "best.pth", epoch == len(state["history"])
         best = None if may_lack and not file.exists() else load_plain(file)
         if best is not None and best["info"]["epoch"] != epoch:
@@ -87,7 +87,8 @@ def write_run(run: Run, learner: Learner, first: bool, best: dict | None = None)
     folder = run.folder
     state = {name: run.details[name] for name in ("batch_size", "lr", "metrics")}
     state |= _state(learner) | dict(model=learner.model.state_dict())
-    state |= dict(history=run.history.to_dict("records"), best_by=list(run.best_by))
+    best_by = [list(run.best_by), run.recipe.half_size_epochs]
+    state |= dict(history=run.history.to_dict("records"), best_by=best_by)
     try:
         for leftover in folder.glob("*.part*"):  # of a killed process
             leftover.unlink()

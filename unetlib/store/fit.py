@@ -170,8 +170,9 @@ def _train(recipe, train_rows, val_rows, question, state, on_epoch, metrics, acc
         settings = recipe.mask, recipe.augment, decode_once, recipe.colour
         sizes = {recipe.size_in(1), recipe.size}
         train_sets = {size: CarvanaDataset(train_rows, size, *settings) for size in sizes}
-        val_set = CarvanaDataset(val_rows, recipe.size, recipe.mask, "none", *settings[2:])
-    best = [one.coverage.max((1, 2)) for one in (train_sets[recipe.size], val_set)]
+        settings = recipe.mask, "none", *settings[2:]
+        val_sets = {size: CarvanaDataset(val_rows, size, *settings) for size in sizes}
+    best = [sets[recipe.size].coverage.max((1, 2)) for sets in (train_sets, val_sets)]
     if main and (lost := sum(((most > 0) & (most < 128)).sum() for most in best)):
         warnings.warn(f"{lost} masks lose their object: raise size={recipe.size}.", stacklevel=3)
     if main and (twice := {*pair_hashes(train_rows)}.intersection(pair_hashes(val_rows))):
@@ -186,7 +187,7 @@ def _train(recipe, train_rows, val_rows, question, state, on_epoch, metrics, acc
         learner = begin(recipe, steps, lr, accelerator, metrics)
     restore(learner, state, folder)
     if metrics:  # tried before an epoch is lost
-        evaluate(learner.model, val_set, metrics=metrics, rows=range(1))
+        evaluate(learner.model, val_sets[recipe.size], metrics=metrics, rows=range(1))
     details = dict(question=question, versions=versions())
     details |= {name: question[name] for name in ("profile", "data")}
     details |= dict(batch_size=batch_size, lr=lr, precision=learner.precision, device=str(device))
@@ -202,7 +203,7 @@ def _train(recipe, train_rows, val_rows, question, state, on_epoch, metrics, acc
         details["metrics"] = before | now
         if main:
             write_run(run, learner, first=state["folder"] != folder.name, best=state["best"])
-    rows, stop = train(learner, train_sets, val_set, batch_size, len(run.history) + 1), False
+    rows, stop = train(learner, train_sets, val_sets, batch_size, len(run.history) + 1), False
     try:
         with memory_kept(device), out_of_memory_named(batch_size, recipe.size, device):
             while not (run.finished or stop):
@@ -213,7 +214,7 @@ def _train(recipe, train_rows, val_rows, question, state, on_epoch, metrics, acc
                     write_run(replace(run, history=history), learner, first)
                 run.history = history
                 if on_epoch is not None and main:
-                    run.preview = _preview(learner, val_set)
+                    run.preview = _preview(learner, val_sets[recipe.size])
                     answer = on_epoch(run)
                     stop = isinstance(answer, (bool, np.bool_, torch.Tensor)) and bool(answer)
                 (stop,) = broadcast_object_list([stop])

@@ -11,7 +11,7 @@ from unetlib.support.code import code_hash, label
 from unetlib.support.errors import ModelFileError, RunError
 from unetlib.support.profile import profile
 
-FORMAT = 3  # of a run's folder and of what training means; runs of another are never resumed
+FORMAT = 4  # of a run's folder and of what training means; runs of another are never resumed
 
 
 @dataclass(frozen=True)

@@ -98,7 +98,7 @@ class Run:
     @property
     def best_epoch(self) -> int:
         """The first epoch that was the best by ``best_by``; 0 before the first one is finished."""
-        return best_epoch(self.history, self.best_by)
+        return best_epoch(self.history, self.best_by, self.recipe.half_size_epochs)
 
     def at_best(self, column: str) -> float:
         """A column of the history in the best epoch, whose model is kept; nan without one."""
@@ -150,11 +150,15 @@ class Run:
         return None if own == "unet" or isinstance(own, MissingCode) else resolve("network", own)
 
 
-def best_epoch(history: pd.DataFrame, best_by: Sequence[str]) -> int:
-    """The number of the first best epoch, 0 if there is none."""
+def best_epoch(history: pd.DataFrame, best_by: Sequence[str], half_size_epochs: int = 0) -> int:
+    """The number of the first best epoch, 0 if there is none; those of half size, judged at that
+    size, count only as long as there is no other.
+    """
     if history.empty:
         return 0
     scores = history[_column(best_by[0], history)] * (1 if best_by[1] == "max" else -1)
+    if scores[half_size_epochs:].notna().any():
+        scores = scores.where(history.index >= half_size_epochs)
     return int(scores.fillna(-np.inf).argmax()) + 1
 
 

@@ -4,6 +4,7 @@ import os
 from dataclasses import dataclass, replace
 
 from unetlib.pictures import sides
+from unetlib.recipe import PRETRAINED
 from unetlib.support.folders import REPOSITORY, data_dir
 
 
@@ -34,7 +35,8 @@ class Profile:
     def scale(self, recipe):
         """The recipe as this profile runs it: ``ci`` shrinks it and raises a constant rate."""
         is_unet = recipe.network == "unet"
-        narrow = min(1, self.max_width / recipe.widths[0]) if is_unet else 1
+        free = is_unet and recipe.start_from != str(PRETRAINED)  # these weights have their widths
+        narrow = min(1, self.max_width / recipe.widths[0]) if free else 1
         epochs = min(recipe.epochs, self.max_epochs)
         half = -(-recipe.half_size_epochs * epochs // recipe.epochs)  # rounded up
         least = 2 ** len(recipe.widths) * (2 if half else 1)  # what a deep network needs

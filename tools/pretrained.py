@@ -1,0 +1,185 @@
+"""`make pretrained`: train the weights of data/pretrained anew, export them, and write their card.
+
+Further cars are rendered into build/further first (see data/README.md), then `Recipe.best()` is
+trained for every seed; the seed with the best Dice on the validation cars is exported. All runs are
+kept in runs/, so that it goes on where it was stopped. Hours on two cores without a GPU.
+"""
+
+import argparse
+import os
+import platform
+import shutil
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+import pandas as pd
+import torch
+
+from unetlib import (
+    FILES,
+    REPOSITORY,
+    CarvanaDataset,
+    Recipe,
+    count_parameters,
+    decode_once,
+    dice,
+    evaluate,
+    export_all,
+    find_samples,
+    fit,
+    load_mask,
+    load_predictor,
+    profile,
+    score,
+    split_by_group,
+    write_submission,
+)
+from unetlib.deploy.manifest import write_manifest
+from unetlib.store.runs import Run
+
+STUDIO = REPOSITORY / "data" / "studio" / "render.py"
+VIEWS = dict(front=(16, 1, 2), rear=(8, 9, 10), side=(4, 5, 6, 12, 13, 14), corner=(3, 7, 11, 15))
+SHIPPED = ("pytorch", "int8")
+
+
+def render(folder: Path, cars: int, jobs: int = 2) -> pd.DataFrame:
+    """The sample table of so many further cars, rendered where they are missing."""
+    command = [sys.executable, STUDIO, "--further", str(cars), "--out", folder]
+    split = [["--first", str(first), "--stride", str(jobs)] for first in range(jobs)]
+    if len([*folder.glob("train_masks/*.gif")]) < 4 * cars:
+        processes = [subprocess.Popen([*command, *part]) for part in split]
+        if sum(process.wait() for process in processes):
+            sys.exit(f"{STUDIO}: failed; see 'Again from the seed' in data/README.md.")
+    return find_samples(folder)
+
+
+def by_view(table: pd.DataFrame) -> pd.Series:
+    """Mean Dice per view of a table with columns angle and dice."""
+    names = {angle: view for view, angles in VIEWS.items() for angle in angles}
+    return table.groupby(table["angle"].map(names))["dice"].mean()[[*VIEWS]]
+
+
+def full_size_dice(predictor, samples: pd.DataFrame) -> float:
+    pairs = zip(samples["image"], samples["mask"], strict=True)
+    scores = [dice(predictor.predict_mask(image), load_mask(mask)) for image, mask in pairs]
+    return float(sum(scores) / len(scores))
+
+
+def judge(run: Run, real: Path | None) -> dict:
+    """Dice of a run's model: on the validation cars and, if there are any, on real ones."""
+    found = dict(seed=run.recipe.seed, validation=run.best_dice, minutes=run.seconds / 60)
+    if real is not None:
+        samples = find_samples(real)
+        samples = samples[samples["mask"] != ""].reset_index(drop=True)
+        table = evaluate(run.model(), CarvanaDataset(samples, run.recipe.size, decode=decode_once))
+        found |= dict(real=table["dice"].mean(), **by_view(table))
+        found["least real car"] = table.groupby("car")["dice"].mean().min()
+        found["real, full size"] = full_size_dice(load_predictor(run.checkpoint), samples)
+    return found
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    parser.add_argument("--epochs", type=int, help="default: as many as Recipe.best() has")
+    parser.add_argument("--cars", type=int, default=100, help="how many further cars (0: none)")
+    parser.add_argument("--further", type=Path, default=REPOSITORY / "build" / "further")
+    parser.add_argument("--real", type=Path, help="real cars in Carvana's layout, only judged by")
+    parser.add_argument("--out", type=Path, default=REPOSITORY / "data" / "pretrained")
+    choice = parser.parse_args()
+    samples = find_samples(REPOSITORY / "data" / "sample")
+    train, val = split_by_group(samples)
+    tables = [train, render(choice.further, choice.cars)] if choice.cars else [train]
+    train = profile().thin(pd.concat(tables, ignore_index=True))
+    epochs = {} if choice.epochs is None else dict(epochs=choice.epochs)
+    recipes = [profile().scale(Recipe.best(seed=seed, **epochs)) for seed in choice.seeds]
+    runs = [fit(recipe, train, val) for recipe in recipes]
+    seeds = pd.DataFrame([judge(run, choice.real) for run in runs]).set_index("seed")
+    best = max(runs, key=lambda run: run.best_dice)
+
+    test, scores = samples[samples["mask"] == ""], {}
+    choice.out.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=choice.out, prefix=".export-") as folder:
+        export_all(best, folder, train=train, val=val)
+        for kind in SHIPPED:
+            file = Path(folder, FILES[kind])
+            predictor, submission = load_predictor(file, device="cpu"), Path(folder, "solved.csv")
+            write_submission(predictor, test["image"], submission)
+            scores[kind] = score(submission)["dice"].mean()
+            shutil.move(file, choice.out / file.name)
+    write_manifest(choice.out)
+    write_card(choice.out / "README.md", best, seeds, scores, choice.cars)
+    print(seeds.round(4).to_string())
+
+
+CARD = """# Model card: the weights that come with the repository
+
+`unet_model.pth` ({bytes[pytorch]:.1f} MB) and `unet_model_int8.onnx` ({bytes[int8]:.1f} MB), of
+one training: the course's U-Net, {parameters:,} parameters, 1x{size}x{size} grey in, one logit per
+pixel out. `predict`, `load_predictor()` and `Recipe(start_from="pretrained")` use it. Written by
+`make pretrained` (`tools/pretrained.py`), figures and all.
+
+**Trained on** {images} rendered pictures alone: the training cars of `data/sample` (not its
+validation cars) and {cars} further cars with four views each, which `data/studio` draws from its
+seed. No photograph, and no mask of `data/solution`, was used to train it, nor to choose the epoch or
+the seed: the validation cars did that. The recipe as such (augmentation, optimizer, number of steps)
+was chosen by looking at six real cars as well; nothing was trained on those.
+
+**Recipe:** `Recipe.best(seed={seed})`, that is
+`{recipe}`
+
+**Machine:** {machine}; {precision}; {minutes:.0f} minutes.
+
+| seed | {columns} |
+|---|{lines}|
+{rows}
+
+Dice, means over pictures, at {size}x{size} with hard masks, but for the last column: there the
+probabilities are enlarged to the photo's own size, and thresholded then. *real*: 96 photographs of
+six cars, which are not part of the repository; by view and for the car with the lowest mean.
+
+**Hidden solution** (128 pictures of eight cars, `data/solution`, at the pictures' own size):
+Dice {scores[pytorch]:.4f} with fp32, {scores[int8]:.4f} with int8.
+
+## What it cannot do
+
+- **Streets, gardens, crowds.** It has seen one car in the middle of a booth, wall behind and floor
+  below. Before anything else it marks whatever is rich in detail (notebook 06, section 10).
+- **Other cameras:** views from above or from near by, cars cut off by the frame, several cars.
+- **Anything that is no car**, though it may well find the only thing on a plain ground.
+- Fine parts: aerials and mirrors fade at {size}x{size}; edges are as smooth as enlarged maps are.
+
+A few pictures of your own with masks go a long way: `Recipe.few()`.
+
+Licence: CC0 1.0, as the pictures it was trained on.
+"""
+
+
+def write_card(path: Path, run: Run, seeds: pd.DataFrame, scores: dict, cars: int) -> None:
+    """The model card: where the weights come from, what they reach, what they cannot do."""
+    size = run.recipe.size
+    table = seeds.round(dict(minutes=0)).map("{:.4g}".format)
+    facts = dict(seed=run.recipe.seed, recipe=run.recipe, size=size, scores=scores, cars=cars)
+    facts |= dict(minutes=run.seconds / 60, precision=run.precision)
+    facts |= dict(images=run.details["train_images"])
+    facts |= dict(parameters=count_parameters(run.model()), machine=machine())
+    facts |= dict(
+        bytes={kind: (path.parent / FILES[kind]).stat().st_size / 1e6 for kind in SHIPPED}
+    )
+    facts |= dict(columns=" | ".join(table.columns), lines="|".join(["---"] * len(table.columns)))
+    rows = (f"| {seed} | " + " | ".join(values) + " |" for seed, values in table.T.items())
+    path.write_text(CARD.format(rows="\n".join(rows), **facts))
+
+
+def machine() -> str:
+    """What trained here, in words."""
+    flags = torch.backends.cpu.get_cpu_capability()
+    if torch.cuda.is_available():
+        return torch.cuda.get_device_name()
+    return f"{os.cpu_count()} cores, {flags} ({platform.machine()})"
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,55 @@
+"""Gradients -> steps: the optimizer Muon, for filters."""
+
+import torch
+
+
+class Muon(torch.optim.Optimizer):
+    """Momentum whose direction has lost its favourites: every step turns all of a layer alike.
+
+    A layer's weights count as a matrix with one row per output channel, ``(out, in * 3 * 3)``. Its
+    momentum mostly has a few strong directions; five Newton-Schulz iterations bring all singular
+    values near 1, so that weak directions are learned as fast. A vector (batch normalisation,
+    biases) counts as one row, whose step has length ``lr``.
+
+    Keller Jordan, https://kellerjordan.github.io/posts/muon/ (source of the three coefficients);
+    ``torch.optim.Muon`` is the same for parameters that are matrices already.
+
+    Args:
+        lr: length of a step in spectral norm; about 0.02, much more than Adam's.
+        weight_decay: share of ``lr`` by which weights shrink in each step.
+        momentum: share of the running mean of gradients that is kept (Nesterov's variant).
+    """
+
+    def __init__(
+        self, params, lr: float = 0.02, weight_decay: float = 0.01, momentum: float = 0.95
+    ):
+        super().__init__(params, dict(lr=lr, weight_decay=weight_decay, momentum=momentum))
+
+    @torch.no_grad()
+    def step(self) -> None:
+        for group in self.param_groups:
+            keep, lr = group["momentum"], group["lr"]
+            for weight in group["params"]:
+                if weight.grad is None:
+                    continue
+                state = self.state[weight]
+                if "mean" not in state:
+                    state["mean"] = torch.zeros_like(weight)
+                mean = state["mean"].lerp_(weight.grad, 1 - keep)
+                update = orthogonal(weight.grad.lerp(mean, keep))
+                weight.mul_(1 - lr * group["weight_decay"]).sub_(update, alpha=lr)
+
+
+def orthogonal(update: torch.Tensor) -> torch.Tensor:
+    """The nearest matrix with singular values of about 1, times sqrt(rows / columns) if above 1;
+    of the update's shape, float32.
+    """
+    matrix = update.float().reshape(len(update) if update.ndim > 1 else 1, -1)
+    rows, columns = matrix.shape
+    matrix = matrix / (matrix.norm() + 1e-7)
+    matrix = matrix.T if rows > columns else matrix
+    for _ in range(5 if min(rows, columns) > 1 else 0):
+        gram = matrix @ matrix.T
+        matrix = 3.4445 * matrix + (2.0315 * gram @ gram - 4.7750 * gram) @ matrix
+    matrix = matrix.T if rows > columns else matrix
+    return matrix.reshape(update.shape) * max(1, rows / columns) ** 0.5
