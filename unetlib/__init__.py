@@ -29,7 +29,7 @@ _HOMES = {
     "support.errors": "ModelFileError RunError",
     "store.fit": "fit",
     "store.runs": "find_runs load_run",
-    "store.compare": "clean_runs compare_runs",
+    "store.compare": "best_model clean_runs compare_runs",
     "store.lr_find": "lr_find",
     "store.figures": "LiveFigure plot_history plot_lr_find plot_runs show_predictions",
     "store.model_file": "load_model save_model",

@@ -1,16 +1,19 @@
-"""Many runs: a table to compare them, and tidying up."""
+"""Many runs: a table to compare them, the best model there is, and tidying up."""
 
 import shutil
 from collections.abc import Iterable, Mapping
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
 
-from unetlib.recipe import BUILT_IN
+from unetlib.recipe import BUILT_IN, PRETRAINED, Recipe
 from unetlib.store.question import name_of
 from unetlib.store.runs import HISTORY, Run, find_runs, run_lock
 from unetlib.support import folders
-from unetlib.support.errors import RunError
+from unetlib.support.errors import ModelFileError, RunError
+from unetlib.support.memory import fingerprint
+from unetlib.support.profile import profile
 
 FILES = ("recipe.json", "run.json", "last.pth", "next*.pth", "best.pth", "history.csv")
 
@@ -50,6 +53,39 @@ def compare_runs(runs: Mapping[str, Run] | Iterable[Run] | None = None) -> pd.Da
     ]
     table = pd.concat([differing, pd.DataFrame(results, index=list(runs))], axis=1)
     return table.sort_values("best_dice", ascending=False) if len(table) else table
+
+
+def best_model(val: pd.DataFrame) -> Path:
+    """The model file of the best Dice on these pictures; one line says which it is.
+
+    Asked are the U-Nets trained under this profile that were validated on them, at the baseline's
+    size, and, except in profile ``ci``, the weights that come with the repository.
+
+    Raises:
+        ModelFileError: there is none.
+    """
+    from unetlib.dataset import CarvanaDataset  # here: whoever lists runs needs no PyTorch
+    from unetlib.metrics import evaluate
+    from unetlib.store.model_file import load_model
+    from unetlib.support.cache import decode_once
+
+    size, here, found = profile().scale(Recipe()).size, profile().name, {}
+    for run in find_runs():
+        alike = run.details["profile"] == here and run.details["data"].endswith(fingerprint(val))
+        if alike and run.finished and (run.recipe.network, run.recipe.size) == ("unet", size):
+            found[run.checkpoint] = run.best_dice
+    if here != "ci" and PRETRAINED.is_file():
+        model, info = load_model(PRETRAINED)
+        table = evaluate(model, CarvanaDataset(val, info["size"], decode=decode_once))
+        found[PRETRAINED] = table["dice"].mean()
+    if not found:
+        raise ModelFileError(f"{folders.runs_dir()}: no model of these pictures; train one first.")
+    best = max(found, key=found.get)
+    shown = (
+        best.relative_to(folders.REPOSITORY) if best == PRETRAINED else f"run {best.parent.name}"
+    )
+    print(f"model: {shown}, Dice {found[best]:.4f} on these pictures, the best of {len(found)}")
+    return best
 
 
 def clean_runs(keep: int | Mapping[str, Run] | Iterable[Run] = 10) -> list[str]:
