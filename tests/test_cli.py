@@ -28,7 +28,7 @@ from unetlib import (
 from unetlib.__main__ import main
 from unetlib.deploy.manifest import read_manifest
 
-COMMANDS = ["train", "export", "predict", "compare", "download", "subset", "check"]
+COMMANDS = ["train", "export", "predict", "score", "compare", "download", "subset", "check"]
 TRAINED = {
     "best_dice",
     "best_epoch",

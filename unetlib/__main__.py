@@ -29,7 +29,7 @@ def main(arguments: list[str] | None = None) -> int:
     """
     warnings.showwarning = lambda message, *_: tqdm.write(f"warning: {message}", sys.stderr)
     arguments = sys.argv[1:] if arguments is None else arguments
-    names = ("train", "export", "predict", "compare", "download", "subset", "check")
+    names = ("train", "export", "predict", "score", "compare", "download", "subset", "check")
     commands = {name: getattr(offered, name) for name in names}
     # The recipe that is named gives all other settings their defaults.
     parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)

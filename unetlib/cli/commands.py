@@ -150,6 +150,16 @@ def predict(
     return result | dict(unreadable=[file for file, _ in left_out], model=predictor.name)
 
 
+def score(submission: Positional[Path], solution: Path | None = None, json: Json = False) -> dict:
+    """Score what predict wrote into a csv file as Kaggle does, by the mean Dice of its pictures.
+
+    The true masks are such a file, too; default: those of the embedded test pictures.
+    """
+    dice = unetlib.score(submission, solution).set_index("img")["dice"]
+    worst = dict(worst=dice.idxmin(), worst_dice=dice.min())
+    return dict(images=len(dice), dice=dice.mean()) | worst
+
+
 def compare(
     models: Path | None = None,
     data: Data = None,
