@@ -121,8 +121,8 @@ def enlarge(probability: np.ndarray, size: tuple[int, int]) -> np.ndarray:
 
 
 def default_model(network=None, trust=False) -> Path:
-    """The file that answers where none is named: ``models/unet_model.pth``; but, if that is missing
-    or, which a warning says, does not open without a ``network``, the one in ``data/pretrained``.
+    """The file that answers where none is named: ``models/unet_model.pth``. If that is missing or,
+    as a warning says, does not open, the one in ``data/pretrained``, which is of no own network.
     """
     own, shipped = (folder / FILES["pytorch"] for folder in (models_dir(), PRETRAINED))
     try:

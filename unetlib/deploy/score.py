@@ -15,15 +15,15 @@ from unetlib.support import folders
 def score(submission: str | Path, solution: str | Path | None = None) -> pd.DataFrame:
     """A row per picture of the solution: ``img`` (text), ``dice`` (1 where both masks are empty).
 
-    Both are csv files of img,rle_mask, packed or not, as ``write_submission`` writes them; without
-    a solution, it is that of ``data/sample/test``. A warning counts the pictures that it lacks.
+    Kaggle's score is the mean. Both are csv files as ``write_submission`` writes, packed or not;
+    the solution is by default that of ``data/sample/test``. What it lacks is counted in a warning.
     DataError: a file is missing, damaged or no such table, or a picture is missing or doubled.
     """
     paths = Path(submission), Path(solution or folders.SOLUTION)
     tables = [read_table(path, "img", "rle_mask") for path in paths]
     for path, (table, problems) in zip(paths, tables, strict=True):
-        if table is None or problems:
-            raise DataError(problems[0] if problems else f"{path}: no such file; check the path.")
+        if problems or table is None or table.empty:
+            raise DataError([*problems, f"{path}: no such file, or no rows; check the path."][0])
     found, truth = (table.set_index("id") for table, _ in tables)
     missing, what = truth.index.difference(found.index), f"picture(s) of {paths[1]} missing"
     for problem in summarize(paths[0], missing, what, "predict these, or give their --solution"):
