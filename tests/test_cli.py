@@ -27,8 +27,9 @@ from unetlib import (
 )
 from unetlib.__main__ import main
 from unetlib.deploy.manifest import read_manifest
+from unetlib.support import folders
 
-COMMANDS = ["train", "export", "predict", "compare", "download", "subset", "check"]
+COMMANDS = ["train", "export", "predict", "score", "compare", "download", "subset", "check"]
 TRAINED = {
     "best_dice",
     "best_epoch",
@@ -128,6 +129,14 @@ MISTAKES = [
     (["predict", "{data}", "--model", "none.onnx", "--output", "{tmp}"], 1, "none.onnx"),
     (["predict", "{tmp}", "--model", "{tmp}/../m.onnx", "--output", "{tmp}"], 1, "['{tmp}']"),
     (["predict", "{tmp}/a.jpg", "--model", "{tmp}/../m.onnx", "--output", "x"], 1, "{tmp}/a.jpg"),
+    (["predict", "{data}/test"], 2, "--output"),
+    (["predict", "{tmp}/a.jpg", "--output", "{tmp}/masks"], 1, "{tmp}/a.jpg"),
+    (["predict", "{data}/test", "--output", "{tmp}/x.csv", "--overlay"], 1, "{tmp}/x.csv"),
+    (["predict", "{data}/test", "--output", "{tmp}/x.csv.gz", "--cutout"], 1, "--cutout"),
+    (["score"], 2, "submission"),
+    (["score", "{tmp}/none.csv"], 1, "{tmp}/none.csv"),
+    (["score", "{data}/train_masks.csv", "--solution", "{tmp}/no.csv"], 1, "{tmp}/no.csv"),
+    (["score", "{data}/train_masks.csv"], 1, "{data}/train_masks.csv"),
     (["subset", "{data}", "{tmp}/small", "--cars", "99"], 1, "5 cars"),
     (["subset", "{data}", "{tmp}/small", "--cars", "2", "--size", "0", "9"], 1, "size=(0, 9)"),
     (["download", "--from", "{tmp}/a", "--target", "{tmp}/b"], 1, "{tmp}/a"),
@@ -370,14 +379,51 @@ def test_predict_writes_a_mask_per_image(exported, data_set, tmp_path, capsys):
     typed = ["predict", data_set / "test", photo, broken, "--model", model, "--output", out]
     assert run(*typed, "--flip", "--json") == 1
     result = last_line(capsys.readouterr().out)
-    expected = dict(images=6, masks=5, unreadable=[str(broken)], output=str(out), model="int8")
-    assert result == expected
+    expected = dict(images=6, masks=5, unreadable=[str(broken)], output=str(out))
+    assert result == expected | dict(model=f"int8, {model}")
     names = {path.name for path in out.glob("*.png")}
     assert f"{photo.stem}_mask.png" in names and len(names) == 5
     assert (out / "unreadable.csv").is_file()
     with Image.open(out / f"{photo.stem}_mask.png") as mask:
         assert mask.size == (60, 40)
         assert set(np.unique(np.asarray(mask.convert("L")))) <= {0, 255}
+
+
+def test_predict_without_a_model_takes_the_weights_of_the_repository(data_set, tmp_path, capsys):
+    """The real ones. Which file answers is on stderr; stdout is the result alone."""
+    photo, shipped = min((data_set / "test").iterdir()), folders.PRETRAINED / FILES["pytorch"]
+    assert run("predict", photo, "--output", tmp_path / "masks", "--json") == 0
+    shown = capsys.readouterr()
+    assert f"model: {shipped}\n" in shown.err
+    (line,) = shown.out.splitlines()
+    assert json.loads(line)["model"] == f"pytorch fp32, {shipped}"
+    assert [path.name for path in (tmp_path / "masks").iterdir()] == [f"{photo.stem}_mask.png"]
+
+
+def test_predict_without_a_model_takes_the_own_export(exported, data_set, tmp_path, capsys):
+    folder = shutil.copytree(exported[0], tmp_path / "home" / "models")
+    typed = ["predict", data_set / "test", "--output", tmp_path / "s.csv"]
+    assert run(*typed) == 0
+    shown = capsys.readouterr()
+    assert f"model: {folder / FILES['pytorch']}" in shown.err.splitlines()
+    assert f"model: pytorch fp32, {folder / FILES['pytorch']}" in shown.out.splitlines()
+    assert "warning" not in shown.err
+    assert run(*typed, "--model", folder / FILES["onnx"]) == 0
+    assert "model: " not in capsys.readouterr().err  # it was named
+
+
+def test_predict_also_draws_and_cuts_out(exported, data_set, tmp_path, capsys):
+    out, typed = tmp_path / "out", ["--model", exported[0] / FILES["onnx"], "--overlay", "--cutout"]
+    assert run("predict", data_set / "test", *typed, "--output", out) == 0
+    assert "masks: 4" in capsys.readouterr().out.splitlines()
+    stems, kinds = [photo.stem for photo in (data_set / "test").iterdir()], set()
+    for path in out.iterdir():
+        stem, _, kind = path.stem.rpartition("_")
+        kinds.add((stem, kind))
+        with Image.open(path) as opened:
+            mode = {"mask": "1", "overlay": "RGB", "cutout": "RGBA"}[kind]
+            assert (opened.size, opened.mode, opened.format) == ((60, 40), mode, "PNG")
+    assert kinds == {(stem, kind) for stem in stems for kind in ("mask", "overlay", "cutout")}
 
 
 @pytest.mark.fault("a folder with a HEIC file, notes and a subfolder", "all named, and status 1")

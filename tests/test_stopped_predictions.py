@@ -194,6 +194,25 @@ def test_two_processes_share_the_images_and_what_is_finished(stopped, exported, 
     assert output.read_bytes() == undisturbed
 
 
+@pytest.mark.slow
+def test_two_processes_share_what_is_drawn_and_one_says_which_model_answers(
+    exported, predictor, many, tmp_path
+):
+    shutil.copytree(exported[0], tmp_path / "home" / "models")
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    command = ["predict", str(many), "--output", str(tmp_path / "both"), "--overlay", "--json"]
+    started = [start(one_of_two, rank, port, command) for rank in range(2)]
+    (first, shown), (second, nothing) = (answer.recv() for _, answer in started)
+    for process, _ in started:
+        process.join()
+    assert (first, second, nothing) == (0, 0, "")
+    assert json.loads(shown)["masks"] == PHOTOS
+    write_masks(predictor, image_files(many), tmp_path / "alone", overlay=True)
+    files = {one.name: one.read_bytes() for one in (tmp_path / "alone").iterdir()}
+    assert {one.name: one.read_bytes() for one in (tmp_path / "both").iterdir()} == files
+
+
 # -------------------------------------------------------------------------------- what goes on
 
 
@@ -213,6 +232,31 @@ def test_a_stopped_run_goes_on_and_leaves_nothing_else(
             written = np.asarray(opened)
         assert (written != predictor.predict_mask(many / "039.jpg")).mean() < 0.002
     assert [file.name for file in tmp_path.iterdir()] == [name]
+
+
+@pytest.mark.fault("a run that draws is stopped, a part lost, one spoilt", "the same files")
+def test_overlays_and_cut_outs_go_on_too(predictor, many, tmp_path, read):
+    images, both = image_files(many), dict(overlay=True, cutout=True)
+    write_masks(predictor, images, tmp_path / "undisturbed", **both)
+    output = tmp_path / "masks"
+    with pytest.raises(KeyboardInterrupt):
+        in_the_third_batch(predictor, stop, lambda: write_masks(predictor, images, output, **both))
+    assert len(finished_in(output)) == 32 and [one.name for one in output.iterdir()] == [".parts"]
+    finished_in(output)[0].with_suffix(".overlay").unlink()
+    spoilt = finished_in(output)[1].with_suffix(".cutout")
+    spoilt.write_bytes(bytes(spoilt.stat().st_size))
+    read.clear()
+    assert write_masks(predictor, images, output, **both) == []
+    assert len(read) == PHOTOS - 32 + 2
+    files = {one.name: one.read_bytes() for one in (tmp_path / "undisturbed").iterdir()}
+    assert {one.name: one.read_bytes() for one in output.iterdir()} == files
+    assert len(files) == 3 * PHOTOS
+
+
+def test_masks_that_a_stopped_run_has_finished_are_drawn_by_the_next_one(stopped, many, predictor):
+    output = stopped(many, "masks")
+    assert write_masks(predictor, image_files(many), output, overlay=True) == []
+    assert len(list(output.glob("*_overlay.png"))) == PHOTOS == len([*output.iterdir()]) // 2
 
 
 @pytest.mark.fault("a power failure leaves zeros or a part of a result", "predicted again")

@@ -8,7 +8,7 @@ import sys
 
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import ExifTags, Image, ImageColor, ImageOps
 
 from unetlib import (
     FILES,
@@ -19,6 +19,7 @@ from unetlib import (
     write_masks,
     write_submission,
 )
+from unetlib.plots import CAR
 
 
 def names_in(folder) -> set[str]:
@@ -133,6 +134,147 @@ def test_nothing_readable_is_an_error_and_leaves_nothing(predictor, tmp_path):
     with pytest.raises(DataError, match=r"broken\.jpg"):
         write_submission(predictor, [tmp_path / "broken.jpg"], tmp_path / "out" / "submission.csv")
     assert names_in(tmp_path / "out") == set()
+
+
+# ------------------------------------------------------------------------ overlays and cut-outs
+
+BOTH = dict(overlay=True, cutout=True)
+
+
+def pixels(path) -> np.ndarray:
+    with Image.open(path) as opened:
+        return np.asarray(opened).astype(int)
+
+
+@pytest.mark.parametrize("wanted", [dict(overlay=True), dict(cutout=True), BOTH])
+def test_what_is_asked_for_is_written_beside_the_mask(predictor, photos, tmp_path, wanted):
+    assert write_masks(predictor, photos, tmp_path / "plain") == []
+    assert write_masks(predictor, photos, tmp_path / "out", **wanted) == []
+    assert names_in(tmp_path) == {"plain", "out"}
+    kinds = {"mask", *wanted}
+    assert names_in(tmp_path / "out") == {
+        f"{one.stem}_{kind}.png" for one in photos for kind in kinds
+    }
+    for mask in (tmp_path / "plain").iterdir():
+        assert (tmp_path / "out" / mask.name).read_bytes() == mask.read_bytes()
+
+
+def test_an_overlay_tints_the_object_alone_and_a_cut_out_shows_it_alone(
+    predictor, photos, tmp_path
+):
+    write_masks(predictor, photos[:1], tmp_path, **BOTH)
+    picture, found = pixels(photos[0]), {}
+    for kind in ("mask", "overlay", "cutout"):
+        found[kind] = pixels(tmp_path / f"{photos[0].stem}_{kind}.png")
+    mask, overlay, cutout = found["mask"] > 0, found["overlay"], found["cutout"]
+    assert 0.1 < mask.mean() < 0.9
+    assert overlay.shape == (40, 60, 3) and cutout.shape == (40, 60, 4)
+    np.testing.assert_array_equal(overlay[~mask], picture[~mask])
+    blue = np.array(ImageColor.getrgb(CAR))
+    outline = (overlay == blue).all(axis=2)
+    near = np.lib.stride_tricks.sliding_window_view(np.pad(mask, 1, "edge"), (3, 3))
+    edge, inside, outside = mask & ~near.all((2, 3)), near.all((2, 3)), ~near.any((2, 3))
+    np.testing.assert_array_equal(outline, edge)
+    mixed = (blue * 115 + picture * 140) / 255
+    assert np.abs(overlay - mixed)[inside].max() <= 1
+
+    np.testing.assert_array_equal(cutout[..., :3], picture)
+    alpha = cutout[..., 3]
+    assert (alpha[inside] == 255).all() and (alpha[outside] == 0).all()
+    soft = alpha[~inside & ~outside]
+    assert ((soft > 0) & (soft < 255)).all()
+
+
+def test_overlay_and_cut_out_are_upright_as_the_mask_is(predictor, photos, tmp_path):
+    with Image.open(photos[0]) as opened:
+        exif = opened.getexif()
+        exif[ExifTags.Base.Orientation] = 6
+        opened.save(tmp_path / "turned.jpg", quality=95, exif=exif)
+    write_masks(predictor, tmp_path / "turned.jpg", tmp_path / "out", **BOTH)
+    with Image.open(tmp_path / "turned.jpg") as opened:
+        seen = np.asarray(ImageOps.exif_transpose(opened)).astype(int)
+    assert seen.shape == (60, 40, 3)
+    assert pixels(tmp_path / "out" / "turned_mask.png").shape == (60, 40)
+    overlay, cutout = (pixels(tmp_path / "out" / f"turned_{one}.png") for one in BOTH)
+    np.testing.assert_array_equal(cutout[..., :3], seen)
+    assert overlay.shape == seen.shape and (overlay == seen).all(axis=2).any()
+
+
+@pytest.mark.parametrize("mode", ["1", "L", "P", "LA", "RGBA", "I;16", "CMYK"])
+def test_pictures_of_every_kind_are_drawn_as_they_are_shown(predictor, photos, tmp_path, mode):
+    path = tmp_path / f"picture.{'tif' if mode == 'CMYK' else 'png'}"
+    with Image.open(photos[0]) as opened:
+        picture = opened.convert("L" if mode == "I;16" else mode)
+    expected = picture.convert("RGB")
+    if mode == "I;16":
+        picture = Image.fromarray(np.asarray(picture).astype(np.uint16) * 257)
+    picture.save(path)
+    write_masks(predictor, path, tmp_path / "out", **BOTH)
+    cutout = pixels(tmp_path / "out" / "picture_cutout.png")
+    assert cutout.shape == (40, 60, 4)
+    np.testing.assert_array_equal(cutout[..., :3], expected)
+    assert pixels(tmp_path / "out" / "picture_overlay.png").shape == (40, 60, 3)
+
+
+def test_an_empty_mask_is_drawn_too(predictor, tmp_path):
+    Image.new("RGB", (30, 20), "white").save(tmp_path / "white.png")
+    assert not predictor.predict_mask(tmp_path / "white.png").any()
+    write_masks(predictor, tmp_path / "white.png", tmp_path / "out", **BOTH)
+    assert (pixels(tmp_path / "out" / "white_overlay.png") == 255).all()
+    assert (pixels(tmp_path / "out" / "white_cutout.png")[..., 3] == 0).all()
+
+
+@pytest.mark.parametrize("size", [400, 560, 900_000], ids=["small", "usual", "huge"])
+def test_a_colour_profile_is_kept_if_it_leaves_the_files_recognisable(
+    predictor, photos, tmp_path, size
+):
+    profile = np.random.default_rng(0).bytes(size)  # not compressible
+    with Image.open(photos[0]) as opened:
+        opened.save(tmp_path / "p.png", icc_profile=profile)
+        opened.convert("L").save(tmp_path / "grey.png", icc_profile=profile)
+    images = [tmp_path / "p.png", tmp_path / "grey.png"]
+    for _ in range(2):  # recognised as ours, and replaced
+        assert write_masks(predictor, images, tmp_path / "out", **BOTH) == []
+    for kind in BOTH:
+        with Image.open(tmp_path / "out" / f"p_{kind}.png") as opened:
+            assert opened.info.get("icc_profile") == (profile if size < 8_000 else None)
+        with Image.open(tmp_path / "out" / f"grey_{kind}.png") as opened:
+            assert "icc_profile" not in opened.info  # it would be of no colours
+
+
+def test_images_named_as_overlays_keep_files_of_their_own(predictor, photos, tmp_path):
+    names = ["x", "x_overlay", "x_mask", "x_cutout", "x_overlay_mask"]
+    images = [shutil.copy(photos[0], tmp_path / f"{name}.jpg") for name in names]
+    assert write_masks(predictor, images, tmp_path / "out", **BOTH) == []
+    kinds = ("mask", "overlay", "cutout")
+    assert names_in(tmp_path / "out") == {f"{name}_{kind}.png" for name in names for kind in kinds}
+
+
+@pytest.mark.fault("an overlay's name is taken by another program's file", "refused, nothing lost")
+@pytest.mark.parametrize("kind", ["overlay", "cutout"])
+def test_only_own_overlays_and_cut_outs_are_replaced(predictor, photos, tmp_path, kind):
+    write_masks(predictor, photos, tmp_path, **BOTH)
+    first = contents(tmp_path)
+    write_masks(predictor, photos, tmp_path, **BOTH)
+    assert contents(tmp_path) == first
+    write_masks(predictor, photos, tmp_path)  # the others stay
+    assert contents(tmp_path) == first
+    with Image.open(photos[0]) as opened:
+        opened.save(tmp_path / f"{photos[0].stem}_{kind}.png")
+    before = contents(tmp_path)
+    with pytest.raises(DataError, match=rf"{photos[0].stem}_{kind}\.png.*--output"):
+        write_masks(predictor, photos, tmp_path, **BOTH)
+    assert contents(tmp_path) == before
+    assert write_masks(predictor, photos, tmp_path) == []  # its name is not asked for
+
+
+def test_unreadable_images_have_no_overlay_either(predictor, photos, tmp_path):
+    (tmp_path / "broken.jpg").write_bytes(b"no image")
+    images = [tmp_path / "broken.jpg", *photos]
+    ((file, _),) = write_masks(predictor, images, tmp_path / "out", **BOTH)
+    assert file == str(tmp_path / "broken.jpg")
+    assert len(names_in(tmp_path / "out")) == 3 * len(photos) + 1
+    assert "unreadable.csv" in names_in(tmp_path / "out")
 
 
 # --------------------------------------------------------------------- what must not be replaced
@@ -266,6 +408,11 @@ def test_a_name_too_long_for_its_mask_is_listed(predictor, data_set, tmp_path):
         ((file, problem),) = write_masks(predictor, image_files(folder), tmp_path / "masks")
         assert file == str(long) and "rename it" in problem
         assert len(list((tmp_path / "masks").glob("*_mask.png"))) == 3
+    long.rename(folder / f"{'x' * 245}.jpg")  # long enough for the mask alone
+    for more, left in (({}, 0), (dict(cutout=True), 1), (BOTH, 1)):
+        images, output = image_files(folder), tmp_path / f"masks {len(more)}"
+        assert len(write_masks(predictor, images, output, **more)) == left
+        assert len(list(output.glob("*_mask.png"))) == 4 - left
 
 
 @pytest.mark.fault("the disk is full while masks are written", "the system's own error; no result")

@@ -184,6 +184,94 @@ def test_train_waits_for_another_writer_whatever_its_home(tmp_path, monkeypatch)
     assert {path.name for path in folder.glob("[!.]*")} == {FILES["pytorch"], MANIFEST}
 
 
+# ----------------------------------------------------------------------- no model is named
+
+
+@pytest.fixture
+def shipped(exported, monkeypatch):
+    """Stands for the weights of the repository: a U-Net."""
+    monkeypatch.setattr("unetlib.deploy.predict.PRETRAINED", exported[0])
+    return exported[0] / FILES["pytorch"]
+
+
+@pytest.fixture
+def own(exported, tmp_path):
+    """The export in models/, with its manifest."""
+    return shutil.copytree(exported[0], tmp_path / "home" / "models") / FILES["pytorch"]
+
+
+def test_without_a_path_the_own_export_answers_else_the_shipped_weights(shipped, tmp_path, capsys):
+    with warnings.catch_warnings(action="error"):
+        assert load_predictor().path == shipped
+        assert capsys.readouterr().out == f"model: {shipped}\n"
+        model = tmp_path / "home" / "models" / FILES["pytorch"]
+        save_model(model, UNet(widths=(2, 4)), 16)  # no manifest.json contradicts it
+        assert (load_predictor().path, load_predictor().size) == (model, 16)
+        assert capsys.readouterr().out == f"model: {model}\n" * 2
+        write_manifest(model.parent, [model])
+        assert load_predictor(device="cpu").path == model
+
+
+@pytest.mark.fault(
+    "no --model, and the export in models/ is damaged, exchanged, or of an own network",
+    "one warning; the weights of the repository answer",
+)
+@pytest.mark.parametrize("wrong", ["cut", "a bit", "exchanged", "manifest", "own network", "nan"])
+def test_an_export_that_does_not_open_is_said_and_the_shipped_one_answers(
+    shipped, own, data_set, tmp_path, type_in, wrong
+):
+    content = own.read_bytes()
+    if wrong == "cut":
+        own.write_bytes(content[: len(content) // 2])
+    elif wrong == "a bit":
+        own.write_bytes(content[:5000] + bytes([content[5000] ^ 1]) + content[5001:])
+        (own.parent / MANIFEST).unlink()  # nothing but the file itself says so
+    elif wrong == "manifest":
+        (own.parent / MANIFEST).write_text("[")
+    else:
+        model = Sum() if wrong == "own network" else UNet(widths=(2, 4))
+        if wrong == "nan":
+            torch.nn.init.constant_(model.head.bias, torch.nan)
+        save_model(own, model, 16)
+        if wrong != "exchanged":
+            write_manifest(own.parent, [own])
+    typed = ["predict", data_set / "test", "--output", tmp_path / "s.csv"]
+    result, (warning,) = type_in(*typed)
+    named = own.parent / MANIFEST if wrong == "manifest" else own
+    assert warning.startswith(f"warning: {named}") and str(shipped) in warning
+    assert result["model"].endswith(str(shipped)) and result["masks"] == 4
+    with pytest.warns(UserWarning, match=r"Sum" if wrong == "own network" else named.name):
+        assert load_predictor().path == shipped
+    if wrong == "exchanged":  # by oneself, who says so
+        with warnings.catch_warnings(action="error"):
+            assert load_predictor(trust=True).path == own
+
+
+def test_an_own_network_is_asked_for_by_its_class(shipped, tmp_path):
+    own = tmp_path / "home" / "models" / FILES["pytorch"]
+    with pytest.raises(ModelFileError, match=str(own)):
+        load_predictor(network=Sum)  # the shipped weights are a U-Net's
+    save_model(own, Sum(), 16)
+    with warnings.catch_warnings(action="error"):
+        assert load_predictor(network=Sum).path == own
+    own.write_bytes(b"damaged")
+    with pytest.raises(ModelFileError, match=str(own)):
+        load_predictor(network=Sum)
+
+
+@pytest.mark.fault("no --model, no export, and installed without the repository", "one sentence")
+def test_no_model_anywhere_is_one_sentence(own, data_set, tmp_path, monkeypatch, type_in):
+    monkeypatch.setattr("unetlib.deploy.predict.PRETRAINED", tmp_path / "pretrained")
+    typed = ["predict", data_set / "test", "--output", tmp_path / "masks"]
+    own.write_bytes(b"damaged")
+    _, (warning, error) = type_in(*typed, status=1)
+    assert str(own) in warning and str(tmp_path / "pretrained") in error
+    own.unlink()
+    _, (error,) = type_in(*typed, status=1)
+    assert str(tmp_path / "pretrained" / FILES["pytorch"]) in error and "train" in error
+    assert not (tmp_path / "masks").exists()
+
+
 # --------------------------------------------------------- not one logit per pixel, or grey
 
 

@@ -43,6 +43,7 @@ _HOMES = {
     "deploy.predict": "Predictor enlarge load_predictor",
     "deploy.images": "image_files",
     "deploy.submission": "write_masks write_submission",
+    "deploy.score": "score",
     "deploy.benchmark": "benchmark cold_start",
     "deploy.compare": "TOLERANCE compare parity predictors_in",
 }

@@ -2,7 +2,7 @@
 
 python -m unetlib train --recipe fast --epochs 10
 torchrun --nproc-per-node 2 -m unetlib train --batch-size auto
-python -m unetlib predict photo.jpg folder/ --model models/unet_model_int8.onnx --output masks
+python -m unetlib predict photo.jpg folder/ --output masks --overlay
 """
 
 import argparse
@@ -21,15 +21,12 @@ DESCRIPTION = "Train, export, compare and use a small U-Net on the Carvana Image
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Run one command.
-
-    Returns:
-        The exit status: 0; 1 when it failed, and stderr says why, or when ``check`` has found
-        problems or ``predict`` has left images out; 130 when it was stopped.
+    """Run one command; its exit status: 0; 1 when it failed, and stderr says why, or when ``check``
+    has found problems or ``predict`` has left images out; 130 when it was stopped.
     """
     warnings.showwarning = lambda message, *_: tqdm.write(f"warning: {message}", sys.stderr)
     arguments = sys.argv[1:] if arguments is None else arguments
-    names = ("train", "export", "predict", "compare", "download", "subset", "check")
+    names = ("train", "export", "predict", "score", "compare", "download", "subset", "check")
     commands = {name: getattr(offered, name) for name in names}
     # The recipe that is named gives all other settings their defaults.
     parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)

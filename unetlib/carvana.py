@@ -28,10 +28,8 @@ Row = tuple[str, str, str, int, int]  # id, image, mask, width, height
 def find_samples(root: str | Path) -> pd.DataFrame:
     """List the images of a folder in one of the layouts above with their masks, one row each.
 
-    Trusts the files: ``unetlib.find_samples`` leaves out what is broken, and takes other folders.
-
-    Returns:
-        A table, see ``sample_table``, sorted by id, images with masks before those without.
+    The table, see ``sample_table``, is sorted by id, images with masks before those without. Files
+    are trusted: ``unetlib.find_samples`` leaves out what is broken, and takes other folders.
     """
     pairs, _, cars = list_pairs(Path(root))
     return sample_table(map(row_of, pairs), cars)

@@ -59,9 +59,8 @@ def load_coverage(
 ) -> np.ndarray:
     """Read a mask as area coverage: how much of each small pixel the object covers.
 
-    Returns:
-        uint8 array ``(height, width)``, 0 (none) to 255 (all); from 128 up the object covers at
-        least half of the pixel. ``size`` and errors: ``pictures.load_image``, ``load_mask``.
+    uint8 array ``(height, width)``, 0 (none) to 255 (all); from 128 up the object covers at least
+    half of the pixel. ``size`` and errors: ``pictures.load_image``, ``load_mask``.
     """
     height, width = sides(size)
     mask = load_mask(path, mask_value).astype(np.uint8) * 255
@@ -71,8 +70,7 @@ def load_coverage(
 def to_binary(mask: np.ndarray) -> np.ndarray:
     """A mask as booleans; of integers 0 is background, and any one other value the object.
 
-    Raises:
-        DataError: fractions, as probabilities have, nan, or more than two values.
+    DataError: fractions, as probabilities have, nan, or more than two values.
     """
     mask = np.asarray(mask)
     most = mask.max(initial=1) if mask.dtype.kind in "ui" else 1
@@ -85,10 +83,7 @@ def rle_encode(mask: np.ndarray) -> str:
     """Write a mask ``(H, W)``, boolean or 0/1, as Carvana's run-length code.
 
     Pixels count from 1, row by row, left to right and then down; the code is
-    "start length start length ...", "" for an empty mask.
-
-    Raises:
-        DataError: as ``to_binary``, or another shape.
+    "start length start length ...", "" for an empty mask. DataError: see ``to_binary``; not (H, W).
     """
     if np.ndim(mask) != 2:
         raise DataError(f"A run-length code is of one mask (H, W), not of {np.shape(mask)}.")
@@ -101,8 +96,7 @@ def rle_encode(mask: np.ndarray) -> str:
 def rle_decode(rle: str, height: int, width: int) -> np.ndarray:
     """Read Carvana's run-length code into a boolean mask ``(height, width)``.
 
-    Raises:
-        DataError: no text of pairs of integers, or runs that are empty, overlap or end too late.
+    DataError: no text of pairs of integers, or runs that are empty, overlap or end too late.
     """
     try:
         starts, lengths = np.array(rle.split(), np.int64).reshape(-1, 2).T - [[1], [0]]

@@ -114,9 +114,11 @@ def export(
 
 def predict(
     images: Positional[list[Path]],
-    model: Path,
     output: Path,
+    model: Path | None = None,
     flip: bool = False,
+    overlay: bool = False,
+    cutout: bool = False,
     runtime: manifest.Runtime | None = None,
     network: Network = None,
     trust: bool = False,
@@ -128,15 +130,21 @@ def predict(
 
     Args:
         images: Image files, or folders of them.
-        model: A model file of any format.
         output: A folder for <stem>_mask.png, or a FILE.csv or FILE.csv.gz.
+        model: A model file of any format; default: models/unet_model.pth, else data/pretrained's.
         flip: Predict the mirrored picture too and take the mean: slower, a little better.
+        overlay: Also write <stem>_overlay.png, the picture with the object tinted.
+        cutout: Also write <stem>_cutout.png, the object on a transparent ground.
         runtime: Instead of the file's own: OpenVINO for ONNX files, torch.compile for .pth files.
         trust: Open a file that manifest.json beside it does not vouch for.
     """
-    manifest.check_file(model, trust=True, runtime=runtime)  # load_predictor asks once more
+    if model is not None:
+        manifest.check_file(model, trust=True, runtime=runtime)  # load_predictor asks once more
     images, to_csv = unetlib.image_files(images), output.name.lower().endswith(CSV)
-    (code_files if to_csv else mask_files)(images, output)
+    drawn = dict.fromkeys(["overlay"] * overlay + ["cutout"] * cutout, True)
+    if drawn and to_csv:
+        raise unetlib.DataError(f"{output}: takes no --{' --'.join(drawn)}; give a folder.")
+    code_files(images, output) if to_csv else mask_files(images, output, ["mask", *drawn])
     how = dict(trust=trust, runtime=runtime, network=_imported(network))
 
     from unetlib.support.processes import start_accelerator
@@ -144,13 +152,25 @@ def predict(
     processes = start_accelerator(timeout=timedelta(days=7))  # computers may differ in speed
     here = int(os.environ.get("LOCAL_WORLD_SIZE", 1))
     threads = max(1, (os.cpu_count() or 1) // here) if here > 1 else None
-    predictor = unetlib.load_predictor(model, processes.device, threads, **how)
+    with redirect_stdout(sys.stderr if processes.is_main_process else None):  # which file answers
+        predictor = unetlib.load_predictor(model, processes.device, threads, **how)
     write = unetlib.write_submission if to_csv else unetlib.write_masks
-    left_out = write(predictor, images, output, flip=flip, accelerator=processes)
+    left_out = write(predictor, images, output, flip=flip, accelerator=processes, **drawn)
     if not processes.is_main_process:
         return None
     result = dict(images=len(images), masks=len(images) - len(left_out), output=str(output))
-    return result | dict(unreadable=[file for file, _ in left_out], model=predictor.name)
+    result["unreadable"] = [file for file, _ in left_out]
+    return result | dict(model=f"{predictor.name}, {predictor.path}")
+
+
+def score(submission: Positional[Path], solution: Path | None = None, json: Json = False) -> dict:
+    """Score what predict wrote into a csv file as Kaggle does, by the mean Dice of its pictures.
+
+    The true masks are such a file, too; default: those of the embedded test pictures.
+    """
+    dice = unetlib.score(submission, solution).set_index("img")["dice"]
+    worst = dict(worst=dice.idxmin(), worst_dice=dice.min())
+    return dict(images=len(dice), dice=dice.mean()) | worst
 
 
 def compare(

@@ -19,12 +19,9 @@ from unetlib.support.errors import ModelFileError
 
 def benchmark(predictors, batch_sizes=(1,), repeats: int = 30, warm_up: int = 3) -> pd.DataFrame:
     """Time the bare models on random input, in turns within every repeat: a machine that slows
-    down (heat, other programs) then favours none of them.
-
-    Returns:
-        A row per predictor and batch size: ``name``, ``batch``, ``p50_ms`` and ``p95_ms`` of one
-        call, ``images_per_second`` (at the median), ``ratio`` (how many times faster than the first
-        predictor at that batch size).
+    down (heat, other programs) then favours none of them. A row per predictor and batch size:
+    ``name``, ``batch``, ``p50_ms`` and ``p95_ms`` of one call, ``images_per_second`` (at the
+    median), ``ratio`` (how many times faster than the first predictor at that batch size).
     """
     predictors, rng, tables = list(predictors), np.random.default_rng(0), []
     for batch_size in batch_sizes:
@@ -61,10 +58,9 @@ print(json.dumps(dict(peak_mb=(max(memory) - memory[0]) / 1e6, first_s=seconds))
 def cold_start(predictor: Predictor) -> dict[str, float]:
     """What a fresh process needs until the first prediction (ModelFileError: it failed).
 
-    Returns:
-        ``peak_mb``: resident memory in MB on top of the imports, while loading and predicting
-        three single images; ``first_s``: seconds for loading the model and its first prediction.
-        Both are nan for the ``.pth`` file of an own network, whose class another process lacks.
+    ``peak_mb`` is resident memory in MB on top of the imports, while loading and predicting three
+    single images; ``first_s`` seconds for loading the model and its first prediction. Both are nan
+    for the ``.pth`` file of an own network, whose class another process lacks.
     """
     if predictor.network:
         return dict(peak_mb=np.nan, first_s=np.nan)

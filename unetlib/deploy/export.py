@@ -205,8 +205,7 @@ def quantize_int8(onnx_path: str | Path, path: str | Path, calibration: np.ndarr
     Runtime has no 8-bit transposed convolution: those two stay float.
 
     Args:
-        calibration: training images through the dataset's own transform, float32 ``(N, C, H, W)``
-            in [0, 1]; 16 to 64 are enough.
+        calibration: 16 to 64 training images as the dataset gives them, float32 ``(N, C, H, W)``.
     """
     description = onnx.load(onnx_path).metadata_props[0].value
     batches = iter([{"input": image[None]} for image in calibration])

@@ -49,11 +49,9 @@ def missing_runtime(runtime: Runtime) -> str | None:
 def open_torch(
     path: Path, kind: str, device, threads, precision, runtime, network
 ) -> tuple[Logits, dict]:
-    """Open a PyTorch file of the kind that ``manifest.check_file`` gives.
-
-    Returns:
-        A function from images to logits, float32 arrays ``(N, C, H, W)`` in and
-        ``(N, 1, H, W)`` out, and what the file says of itself: ``format``, ``size``, ``threshold``.
+    """Open a PyTorch file of the kind that ``manifest.check_file`` gives: a function from images to
+    logits, float32 arrays ``(N, C, H, W)`` in and ``(N, 1, H, W)`` out, and what the file says of
+    itself: ``format``, ``size``, ``threshold``.
     """
     about = {METADATA_KEY: "{}"}
     with warnings.catch_warnings(action="ignore", category=FutureWarning):  # TorchScript is old

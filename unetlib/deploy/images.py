@@ -17,7 +17,7 @@ CSV = (".csv", ".csv.gz")
 HEADER, UNREADABLE_HEADER = "img,rle_mask\n", "file,problem\n"
 # With those that Pillow does not read: they have to be named as left out.
 PICTURES = {*SUFFIXES, *(end for end, kind in types_map.items() if kind.startswith("image/"))}
-MASK_SIGN = "tEXtSoftware\0unetlib"  # near the start of a mask that write_masks wrote
+MASK_SIGN = "tEXtSoftware\0unetlib"  # near the start of what write_masks wrote
 
 Paths = str | Path | Iterable[str | Path]
 
@@ -28,10 +28,8 @@ def paths_of(paths: Paths) -> list[Path]:
 
 
 def image_files(paths: Paths) -> list[Path]:
-    """All images among paths and directly in folders, sorted; a warning names what else is there.
-
-    Raises:
-        DataError: a path does not exist, or there is no image at all.
+    """All images among paths and directly in folders, sorted; a warning names what else is there;
+    DataError: a path does not exist, or there is no image at all.
     """
     found, given = [], paths_of(paths)
     for path in given:
@@ -53,17 +51,18 @@ def image_files(paths: Paths) -> list[Path]:
     return list(dict.fromkeys(found))
 
 
-def mask_files(images: Paths, folder: str | Path) -> dict[Path, Path]:
-    """The PNG file of each image's mask; DataError as for ``submission.write_submission``."""
+def mask_files(images: Paths, folder: str | Path, kinds=("mask",)) -> dict[Path, list[Path]]:
+    """Each image's <stem>_<kind>.png files; DataError as for ``submission.write_submission``."""
     folder, images = Path(folder), paths_of(images)
     like_a_file = folder.suffix.lower() in SUFFIXES or guess_type(folder.name) != (None, None)
     if folder.is_file() or (like_a_file and not folder.is_dir()):
         raise DataError(f"{folder}: give --output a folder, or a name ending in .csv or .csv.gz.")
     if here := [image for image in images if image.resolve().parent == folder.resolve()]:
         raise DataError(f"{here[0]}: masks need a folder of their own; choose another --output.")
-    results = [folder / f"{image.stem}_mask.png" for image in images]
-    signs = {folder / "unreadable.csv": UNREADABLE_HEADER} | dict.fromkeys(results, MASK_SIGN)
-    _check_output(folder, results, signs)
+    results = [[folder / f"{image.stem}_{kind}.png" for kind in kinds] for image in images]
+    files = [one for both in results for one in both]
+    signs = {folder / "unreadable.csv": UNREADABLE_HEADER} | dict.fromkeys(files, MASK_SIGN)
+    _check_output(folder, files, signs)
     return dict(zip(images, results, strict=True))
 
 
@@ -88,7 +87,7 @@ def _check_output(output: Path, results: list[Path], signs: dict[Path, str]) -> 
         start = b"a folder" if os.path.isdir(path) else b""
         if os.path.isfile(path):
             with open(path, "rb") as file:
-                start = file.read(1024).strip(b"\0")  # a power failure leaves nothing, or zeros
+                start = file.read(2**14).strip(b"\0")  # a power failure leaves nothing, or zeros
             with suppress(zlib.error):  # of a file that gzip has not packed
                 start = zlib.decompressobj(31).decompress(start)
         if start and sign.encode() not in start:

@@ -1,5 +1,6 @@
 """Images -> masks: one predictor over all formats."""
 
+import warnings
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -9,10 +10,11 @@ from PIL import Image
 
 from unetlib.dataset import to_tensor
 from unetlib.deploy.formats import Logits, missing_runtime, open_onnx, open_torch
-from unetlib.deploy.manifest import check_file
+from unetlib.deploy.manifest import FILES, check_file
 from unetlib.device import pick_device
 from unetlib.pictures import image_size, load_image, sides
 from unetlib.support.errors import ModelFileError
+from unetlib.support.folders import PRETRAINED, models_dir
 
 BATCH_SIZE = 16
 
@@ -48,8 +50,7 @@ class Predictor:
         """Probability of the object for every pixel; the model's small map enlarged bilinearly.
 
         Args:
-            image_or_images: a path, PIL image or array (see ``pictures.load_image``), or a list,
-                iterator or table column of them.
+            image_or_images: what ``load_image`` takes; or a list, iterator or table column of that.
             size: of the result: ``original`` (the image's own), ``model`` (as the model gives it,
                 nothing enlarged), or ``(height, width)`` in pixels, or a square's side.
             flip: predict the mirrored picture too and take the mean (test-time augmentation).
@@ -119,12 +120,26 @@ def enlarge(probability: np.ndarray, size: tuple[int, int]) -> np.ndarray:
     return np.asarray(Image.fromarray(probability).resize(size[::-1], Image.Resampling.BILINEAR))
 
 
+def default_model(network=None, trust=False) -> Path:
+    """The file that answers where none is named: ``models/unet_model.pth``. If that is missing or,
+    as a warning says, does not open, the one in ``data/pretrained``, which is of no own network.
+    """
+    own, shipped = (folder / FILES["pytorch"] for folder in (models_dir(), PRETRAINED))
+    try:
+        if network is not None or (own.is_file() and load_predictor(own, "cpu", trust=trust)):
+            return own
+    except ModelFileError as error:
+        warnings.warn(f"{error} So {shipped} is asked.", stacklevel=3)
+    return shipped
+
+
 def load_predictor(
-    path, device=None, threads=None, precision="fp32", trust=False, runtime=None, network=None
+    path=None, device=None, threads=None, precision="fp32", trust=False, runtime=None, network=None
 ) -> Predictor:
     """Open a model file of any format that ``export_all`` writes, or a run's checkpoint.
 
     Args:
+        path: None takes ``default_model()``, and prints which file that is.
         device: for the PyTorch formats; None picks the best. ONNX files run on the CPU.
         threads: number of CPU threads to compute with; None: all cores.
         precision: ``fp32`` or ``bf16``, for ``.pth`` files of weights only and for OpenVINO.
@@ -139,6 +154,8 @@ def load_predictor(
         ValueError: ``threads`` is not an integer above 0.
         RuntimeError, AssertionError: PyTorch's own, where the device is not there.
     """
+    if path is None:
+        print(f"model: {(path := default_model(network, trust))}")
     kind = check_file(path, trust, runtime)
     if threads is not None and not (isinstance(threads, (int, np.integer)) and threads > 0):
         raise ValueError(f"threads={threads!r}: give an integer above 0, or None for all cores.")

@@ -19,12 +19,12 @@ from collections import deque
 from collections.abc import Callable, Iterable
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
-from itertools import islice
+from itertools import chain, islice
 from pathlib import Path
 
 import numpy as np
 from accelerate.utils import broadcast_object_list, gather_object
-from PIL import Image
+from PIL import Image, ImageFilter
 from PIL.PngImagePlugin import PngInfo
 from tqdm.auto import tqdm
 
@@ -32,32 +32,44 @@ from unetlib.deploy.images import HEADER, UNREADABLE_HEADER, Paths, code_files, 
 from unetlib.deploy.manifest import file_hash
 from unetlib.deploy.predict import BATCH_SIZE, Predictor, enlarge
 from unetlib.masks import rle_encode
-from unetlib.pictures import DataError, image_size, load_image
+from unetlib.pictures import DataError, image_size, load_image, opening, upright
 from unetlib.support.files import whole_file
 from unetlib.support.memory import stamp
 
 
 def write_masks(
-    predictor: Predictor, images: Paths, folder: str | Path, *, flip=False, accelerator=None
+    predictor, images: Paths, folder, *, flip=False, overlay=False, cutout=False, accelerator=None
 ) -> list[tuple[str, str]]:
     """Write each image's mask as ``<stem>_mask.png`` (0/255, original size), all at the end.
 
-    Arguments, result and errors as for ``write_submission``; what is left out is listed in
-    ``unreadable.csv`` among the masks. Only masks written here are replaced.
+    If asked for, also ``<stem>_overlay.png`` (``overlaid``), ``<stem>_cutout.png`` (``cut_out``).
+    Other arguments, result and errors as for ``write_submission``; what is left out is listed in
+    ``unreadable.csv`` among the masks. Only files written here are replaced.
     """
-    folder, results, signature = Path(folder), mask_files(images, folder), PngInfo()
+    drawn = [("cutout", cut_out)] * cutout + [("overlay", overlaid)] * overlay
+    kinds = ["mask", *dict(drawn)]  # by the length of their names
+    folder, results, signature = Path(folder), mask_files(images, folder, kinds), PngInfo()
     signature.add_text("Software", "unetlib")  # MASK_SIGN
 
-    def write(mask: np.ndarray, part: Path, image: Path) -> None:
+    def write(mask: np.ndarray, parts: list[Path], image: Path) -> None:
         with suppress(FileNotFoundError):
-            results[image].stat()  # an error if the name is impossible
-        Image.fromarray(mask).save(part, "PNG", pnginfo=signature)
+            results[image][-1].stat()  # an error if the name is impossible
+        Image.fromarray(mask).save(parts[0], "PNG", pnginfo=signature)
+        if drawn:
+            with opening(image) as opened:
+                picture = upright(opened)
+            profile = picture.info.get("icc_profile") or b""
+            fits = picture.mode == "RGB" and len(profile) < 2**13  # MASK_SIGN stands after it
+            about = dict(pnginfo=signature, icc_profile=profile if fits else b"")
+            for (_, draw), part in zip(drawn, parts[1:], strict=True):
+                draw(picture, mask).save(part, "PNG", **about)
 
-    def finish(parts: dict[Path, Path]) -> None:
-        for image, part in parts.items():
-            os.replace(part, results[image])
+    def finish(parts: dict[Path, list[Path]]) -> None:
+        for image, files in parts.items():
+            for pair in zip(files, results[image], strict=True):
+                os.replace(*pair)
 
-    job = _Job(predictor, list(results), folder / ".parts", write, flip, accelerator)
+    job = _Job(predictor, list(results), folder / ".parts", write, flip, accelerator, kinds)
     return job.run(finish, folder / "unreadable.csv")
 
 
@@ -84,31 +96,48 @@ def write_submission(
     """
     path, (images, unreadable) = Path(path), code_files(images, path)
 
-    def write(mask: np.ndarray, part: Path, image: Path) -> None:
+    def write(mask: np.ndarray, parts: list[Path], image: Path) -> None:
         image.name.encode()  # the csv file takes UTF-8 only
-        part.write_text(rle_encode(mask) + "\n", newline="\n")
+        parts[0].write_text(rle_encode(mask) + "\n", newline="\n")
 
-    def finish(parts: dict[Path, Path]) -> None:
-        codes = ((image.name, part.read_text().strip()) for image, part in parts.items())
+    def finish(parts: dict[Path, list[Path]]) -> None:
+        codes = ((image.name, part.read_text().strip()) for image, (part,) in parts.items())
         _write_csv(path, HEADER, codes)
 
     job = _Job(predictor, images, path.with_name(f".{path.name}.parts"), write, flip, accelerator)
     return job.run(finish, unreadable)
 
 
-class _Job:
-    """Images to predict with one model, each into a file of the folder ``parts``."""
+def overlaid(picture: Image.Image, mask: np.ndarray) -> Image.Image:
+    """The picture in RGB, what a boolean mask ``(H, W)`` shows tinted, and its outline drawn."""
+    box = ImageFilter.BoxBlur(max(1, round(max(mask.shape) / 600)))  # seen in small views, too
+    inside = np.asarray(Image.fromarray(mask).convert("L").filter(box)) == 255
+    strength = Image.fromarray(np.where(mask & ~inside, 255, mask * 115).astype(np.uint8))
+    blue = Image.new("RGB", picture.size, "#0072B2")  # plots.CAR; importing matplotlib is slow
+    return Image.composite(blue, picture.convert("RGB"), strength)
 
-    def __init__(self, predictor, images: list[Path], parts, write: Callable, flip, accelerator):
+
+def cut_out(picture: Image.Image, mask: np.ndarray) -> Image.Image:
+    """The picture in RGBA, transparent but for a boolean mask ``(H, W)``, soft by a pixel."""
+    cut = picture.convert("RGB")
+    cut.putalpha(Image.fromarray(mask).convert("L").filter(ImageFilter.BoxBlur(1)))
+    return cut
+
+
+class _Job:
+    """Images to predict with one model, each into a file of each kind in the folder ``parts``."""
+
+    def __init__(self, predictor, images, parts, write: Callable, flip, accelerator, kinds=("",)):
         self.predictor, self.parts, self.write, self.flip = predictor, parts, write, flip
         self.accelerator, self.problems = accelerator, {}
         self.rank = accelerator.process_index if accelerator else 0
         how = [file_hash(predictor.path), predictor.name, predictor.threshold, flip]
         facts = ([*how, one.name, stamp(one) if one.exists() else None] for one in images)
         keys = (hashlib.sha256(json.dumps(known).encode()).hexdigest() for known in facts)
-        self.results = {image: parts / key for image, key in zip(images, keys, strict=True)}
+        files = ([parts / key, *(parts / f"{key}.{one}" for one in kinds[1:])] for key in keys)
+        self.results = dict(zip(images, files, strict=True))
 
-    def run(self, finish: Callable[[dict[Path, Path]], None], unreadable: Path) -> list:
+    def run(self, finish: Callable[[dict[Path, list[Path]]], None], unreadable: Path) -> list:
         """Predict what is left, with the other processes; then end all jobs of this output."""
         try:
             if self.rank == 0:
@@ -124,10 +153,10 @@ class _Job:
             left_out = [(str(one), why) for one in self.results if (why := self.problems.get(one))]
             # Renamed first: another run into the same output may be finishing, or writing there.
             gone = self.parts.rename(f"{self.parts}.{uuid.uuid4().hex}")
-            whole = {one: gone / part.name for one, part in self.results.items()}
-            done = {one: part for one, part in whole.items() if one not in self.problems}
+            whole = {one: [gone / part.name for part in self.results[one]] for one in self.results}
+            done = {one: parts for one, parts in whole.items() if one not in self.problems}
             try:
-                for part in done.values():  # before any mask is moved
+                for part in chain(*done.values()):  # before any mask is moved
                     part.stat()
                 if done:
                     finish(done)
@@ -149,7 +178,7 @@ class _Job:
         """Predict this process's images; threads read the next and write the last ones."""
         world_size = self.accelerator.num_processes if self.accelerator else 1
         mine = list(self.results)[self.rank :: world_size]
-        left = [image for image in mine if not _is_whole(self.results[image])]
+        left = [image for image in mine if not all(map(_is_whole, self.results[image]))]
         batches = (left[at : at + BATCH_SIZE] for at in range(0, len(left), BATCH_SIZE))
         counts = dict(total=len(mine), initial=len(mine) - len(left), disable=self.rank > 0)
         with tqdm(desc="predicting", unit="img", **counts) as bar, ThreadPoolExecutor() as pool:
@@ -188,10 +217,11 @@ class _Job:
         return self.predictor.predict_maps(filled, self.flip)[: len(images)]
 
     def _finish(self, image: Path, size: tuple[int, int], probability: np.ndarray) -> None:
-        mask, part = enlarge(probability, size) > self.predictor.threshold, self.results[image]
+        mask, parts = enlarge(probability, size) > self.predictor.threshold, self.results[image]
         try:
-            self.write(mask, unfinished := self.parts / uuid.uuid4().hex, image)
-            os.replace(unfinished, part)
+            self.write(mask, unfinished := [self.parts / uuid.uuid4().hex for _ in parts], image)
+            for pair in zip(unfinished, parts, strict=True):
+                os.replace(*pair)
         except (UnicodeEncodeError, OSError) as error:
             if getattr(error, "errno", errno.EILSEQ) not in (errno.ENAMETOOLONG, errno.EILSEQ):
                 raise

@@ -20,8 +20,7 @@ from unetlib.pictures import ORIENTATION, SUFFIXES, DataError, Problem, image_si
 from unetlib.support import folders
 from unetlib.support.memory import recall, remembered
 
-# A row of the table, or None if the pair cannot be used; what is to be said of it; the grey of the
-# object in its mask.
+# A pair's row of the table, None if it cannot be used; what is to be said; the object's grey.
 Finding = tuple[carvana.Row | None, list[Problem], float | None]
 
 VERSION = 5  # raise it when inspect finds other things: what is remembered is forgotten

@@ -1,6 +1,8 @@
 """A data set's two csv files, both optional, -> tables: ``train_masks.csv``, ``metadata.csv``."""
 
 import csv
+import gzip
+import zlib
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -16,12 +18,9 @@ RECREATE = "write the file again or download it again"
 def read_metadata(root: str | Path | None = None) -> pd.DataFrame | None:
     """Read ``metadata.csv`` (id, year, make, model, trim1, trim2; id is the car).
 
-    None, and one line, if there is none. All but the year is text. Malformed rows and second rows
-    of a car are left out with a warning. Join it to the samples with
+    None, and one line, if there is none; DataError: not a csv file with a column ``id``. All but
+    the year is text. Malformed rows and second rows of a car are left out with a warning. Join it:
     ``samples.merge(metadata, left_on="car", right_on="id", suffixes=("", "_car"))``.
-
-    Raises:
-        DataError: not a csv file with a column ``id``.
     """
     table = _read(root, "metadata.csv", "id")
     if table is not None and "year" in table:
@@ -54,22 +53,23 @@ def read_table(path: Path, *columns: str) -> tuple[pd.DataFrame | None, list[Pro
     csv.field_size_limit(2**31 - 1)  # the code of a large mask exceeds the usual limit
     try:
         # Not by pandas, which would fill up short rows and make an index of long ones.
-        with path.open(newline="", encoding="utf-8-sig") as file:
+        unpacked = gzip.open if path.suffix.lower() == ".gz" else open
+        with unpacked(path, "rt", newline="", encoding="utf-8-sig") as file:
             header, *rows = filter(None, csv.reader(file))
         if not set(columns) <= set(header):
             raise ValueError("a column is missing")
     except (FileNotFoundError, NotADirectoryError):
         return None, []
-    except (OSError, ValueError, csv.Error):
+    except (OSError, EOFError, ValueError, csv.Error, zlib.error):
         problem = f"not a csv file with the column(s) {', '.join(columns)}"
-        return None, [Problem(str(path), problem, "download it again or delete it")]
+        return None, [Problem(str(path), problem, RECREATE + ", or delete it")]
     malformed = [" ".join(row[0].split())[:30] for row in rows if len(row) != len(header)]
     complete = [row for row in rows if len(row) == len(header)]
     table = pd.DataFrame(complete, columns=header, dtype=str)
     table = table.loc[:, ~table.columns.duplicated()]
     ids = table[columns[0]].str.replace(r"\.[a-z]{3,4}$", "", case=False, regex=True)
     problems, doubled = summarize(path, malformed, "malformed row(s)"), ids.duplicated()
-    problems += summarize(path, ids[doubled], "doubled row(s), the first is used")
+    problems += summarize(path, ids[doubled], "row(s) of what has one already")
     return table.assign(id=ids)[~doubled].reset_index(drop=True), problems
 
 

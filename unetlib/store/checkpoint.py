@@ -49,9 +49,8 @@ def _state(learner: Learner) -> dict:
 def restore(learner: Learner, state: dict | None, folder: Path) -> None:
     """Put a learner back to where ``load_state`` found it, if there is a state.
 
-    Raises:
-        ValueError: an optimizer or schedule whose state cannot be kept, said before an epoch is.
-        RunError: the state is of another version of unetlib or PyTorch.
+    ValueError: an optimizer or schedule whose state cannot be kept, said before an epoch is.
+    RunError: the state is of another version of unetlib or PyTorch.
     """
     try:
         torch.save(_state(learner), buffer := io.BytesIO())

@@ -95,10 +95,7 @@ def clean_runs(keep: int | Mapping[str, Run] | Iterable[Run] = 10) -> list[str]:
     (TensorBoard writes into ``runs/`` as well), stay as they are. The cache fills up again by use.
 
     Args:
-        keep: how many of the newest, or which ones.
-
-    Raises:
-        RunError: ``keep`` is neither a number from 0 up nor runs; nothing is deleted.
+        keep: how many of the newest, or which ones (RunError: neither; nothing is deleted).
     """
     if isinstance(keep, (int, np.integer)) and not isinstance(keep, bool) and keep >= 0:
         keep = find_runs()[::-1][:keep]

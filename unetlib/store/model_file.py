@@ -36,8 +36,7 @@ def save_model(path, model: nn.Module, size, threshold=0.5, colour=False, **info
 
     Raises:
         TypeError: a value in ``info`` that JSON cannot hold. Nothing is written.
-        ValueError: a threshold outside 0 to 1; a ``UNet`` of several outputs, or whose inputs do
-            not fit ``colour``.
+        ValueError: a threshold outside 0 to 1; a ``UNet`` of other outputs or inputs (``colour``).
     """
     model = getattr(model, "_orig_mod", model)
     own = None if as_built(model) else type(model).__name__
@@ -83,9 +82,7 @@ def load_plain(path: str | Path) -> dict:
 
     PyTorch writes a CRC-32 beside every part of the file but does not look at it: a weight that a
     bad disk has changed would be used. So the sums are compared first.
-
-    Raises:
-        ModelFileError: no such file, damaged, or not a dict of plain values and tensors.
+    ModelFileError: no such file, damaged, or not a dict of plain values and tensors.
     """
     try:
         with zipfile.ZipFile(path) as archive:

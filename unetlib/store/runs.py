@@ -86,11 +86,7 @@ class Run:
 
     @property
     def checkpoint(self) -> Path:
-        """The model file of the best validation Dice.
-
-        Raises:
-            ModelFileError: no epoch is finished yet.
-        """
+        """The model file of the best validation Dice (ModelFileError: no epoch is finished yet)."""
         if self.history.empty:
             raise ModelFileError(f"{self.folder}: no epoch is finished yet; fit again to go on.")
         return self.folder / "best.pth"
@@ -171,9 +167,7 @@ def _column(score: str, history: pd.DataFrame) -> str:
 def load_run(folder: str | Path) -> Run:
     """Open a run's folder; one line says if it was trained with other versions.
 
-    Raises:
-        FileNotFoundError: the folder is no run, or its first epoch is not finished.
-        RunError: its files cannot be read.
+    FileNotFoundError: it is no run, or its first epoch is not finished. RunError: it is damaged.
     """
     run = _open(Path(folder))
     then, now = run.details["versions"], versions()

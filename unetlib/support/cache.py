@@ -17,13 +17,8 @@ from unetlib.support.memory import pair_hashes
 def decode_once(samples: pd.DataFrame, size, colour: bool = False) -> np.ndarray:
     """``dataset.decode`` that reads a pair of files only the first time it meets their content.
 
-    Splits share what they have in common; where nothing can be written, one warning says so.
-
-    Returns:
-        uint8 ``(N, 2, H, W)``, or ``(N, 4, H, W)`` if ``colour``, in memory.
-
-    Raises:
-        DataError: a file cannot be read, or the images do not fit in memory.
+    uint8 ``(N, 2, H, W)``, or ``(N, 4, H, W)`` if ``colour``; DataError: a file cannot be read, or
+    too little memory. Splits share what they have in common; what cannot be kept is warned of.
     """
     names = [f"{one[:32]}.bin" for one in pair_hashes(samples)]
     shape = 4 if colour else 2, *sides(size)

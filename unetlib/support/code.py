@@ -33,9 +33,7 @@ def code_hash(thing) -> str:
     They cover what functions and classes do (not their own names, nor comments and docstrings)
     with all they use, the state of instances, and installed packages by name and version; but by
     name alone in functions of this package. The text ``unetlib_name`` of an object stands for it.
-
-    Raises:
-        RunError: a part cannot be hashed; names the way to it and the remedy.
+    RunError: a part cannot be hashed; names the way to it and the remedy.
     """
     found, numbers = [], {}  # the objects stay alive, as a dead one's id is used again
 

@@ -20,8 +20,7 @@ from unetlib.support.files import whole_file
 def remembered(name: str) -> Iterator[dict]:
     """A dict of plain values that the next call with the same name finds again.
 
-    Lost or damaged, it starts empty; where nothing can be written, nothing is kept; of two programs
-    that write at once, one wins.
+    Lost or damaged, it starts empty; what cannot be written is not kept; of two programs one wins.
     """
     before = {}
     with suppress(OSError, ValueError):
