@@ -1,9 +1,9 @@
 """Learn image segmentation by building a U-Net: the code behind the six notebooks.
 
 The modules beside this file are the lesson, read in this order: ``pictures``, ``masks``,
-``carvana``, ``recipe``, ``seeds``, ``dataset``, ``model``, ``losses``, ``device``, ``metrics``,
-``training``, ``plots``. They need nothing of the sub-packages behind them: ``support``, ``store``
-(runs on disk), ``deploy`` (formats, prediction), ``fetch`` (data sets).
+``carvana``, ``recipe``, ``seeds``, ``dataset``, ``model``, ``losses``, ``muon``, ``device``,
+``metrics``, ``training``, ``plots``. They need nothing of the sub-packages behind: ``support``,
+``store`` (runs on disk), ``deploy`` (formats, prediction), ``fetch`` (data sets).
 """
 
 from importlib import import_module
@@ -18,6 +18,7 @@ _HOMES = {
     "recipe": "Recipe",
     "dataset": "AUGMENTATIONS CarvanaDataset make_loader to_tensor",
     "model": "NETWORKS DecoderBlock EncoderBlock UNet count_parameters",
+    "muon": "Muon orthogonal",
     "losses": "LOSSES bce_dice_loss bce_loss soft_dice_loss",
     "device": "pick_device",
     "metrics": "dataset_logits dice evaluate iou",
