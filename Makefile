@@ -45,7 +45,7 @@ TORCH_PROBE := import urllib.request; \
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help setup notebooks test test-all coverage test-lowest bench ablations lab refresh faults handout lint \
+.PHONY: help setup notebooks test test-all coverage test-lowest bench ablations pretrained lab refresh faults handout lint \
 	wheelhouse lock clean
 
 help: ## list these commands
@@ -99,6 +99,11 @@ bench: $(STAMP) ## how fast training and inference are against the textbook way 
 
 ablations: $(STAMP) ## train the compared recipes again, three seeds each, into notebooks/ablations.csv
 	@$(PY) tools/ablations.py
+
+# REAL=FOLDER also judges them on real cars, which are never trained on.
+pretrained: $(STAMP) ## render further cars, train data/pretrained anew, write its card (hours on a CPU)
+	@$(PIP) install --quiet $(CONSTRAINED) --editable ".[$(EXTRAS),studio]"
+	@$(PY) tools/pretrained.py $(if $(REAL),--real "$(REAL)")
 
 lab: $(STAMP) ## open the notebooks in JupyterLab
 	@$(PY) -m jupyter lab notebooks
