@@ -116,19 +116,20 @@ def main() -> None:
 
 CARD = """# Model card: the weights that come with the repository
 
-`unet_model.pth` ({bytes[pytorch]:.1f} MB) and `unet_model_int8.onnx` ({bytes[int8]:.1f} MB) are
-of one training, the course's U-Net, {parameters:,} parameters, 1x{size}x{size} grey in, one logit
-per pixel out. `predict`, `load_predictor()` and `Recipe(start_from="pretrained")` use it. Written by
-`make pretrained` (`tools/pretrained.py`), figures and all.
+`unet_model.pth` ({bytes[pytorch]:.1f} MB) and `unet_model_int8.onnx` ({bytes[int8]:.1f} MB) are of
+one training, of the course's U-Net: {parameters:,} parameters, 1x{size}x{size} grey in, one logit
+per pixel out. `predict`, `load_predictor()` and `Recipe(start_from="pretrained")` use it. Written
+by `make pretrained` (`tools/pretrained.py`), figures and all.
 
 **Trained on** {images} rendered pictures alone: the training cars of `data/sample` (not its
 validation cars) and {cars} further cars with four views each, which `data/studio` draws from its
-seed. No photograph, and no mask of `data/solution`, was used to train it, nor to choose the epoch or
-the seed: the validation cars did that. The recipe as such (augmentation, optimizer, number of steps)
-was chosen by looking at six real cars as well; nothing was trained on those.
+seed. No photograph and no mask of `data/solution` was used to train it, or to choose the epoch or
+the seed: the validation cars did that. The recipe as such (augmentation, optimizer, steps) was
+chosen by looking at six real cars as well; nothing was trained on those.
 
 **Recipe:** `Recipe.best(seed={seed})`, which changes the baseline in
-`{recipe}`.
+
+    {recipe}
 
 **Machine:** {machine}; {precision}; {minutes:.0f} minutes.
 
@@ -137,8 +138,8 @@ was chosen by looking at six real cars as well; nothing was trained on those.
 {rows}
 
 Dice, means over pictures, at {size}x{size} with hard masks. *real*: 96 photographs of six cars,
-which are not part of the repository, and the same by view and by car; *full size*: their probabilities
-enlarged to the photo's own size and thresholded then.
+which are not part of the repository, and the same by view and by car; *full size*: their
+probabilities enlarged to the photo's own size and thresholded then.
 
 **Hidden solution** (128 pictures of eight cars, `data/solution`, at the pictures' own size):
 Dice {scores[pytorch]:.4f} with fp32, {scores[int8]:.4f} with int8.
