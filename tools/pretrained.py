@@ -123,9 +123,9 @@ pixel out. `predict`, `load_predictor()` and `Recipe(start_from="pretrained")` u
 
 **Trained on** {images} rendered pictures alone: the training cars of `data/sample` (not its
 validation cars) and {cars} further cars with four views each, which `data/studio` draws from its
-seed. No photograph, and no mask of `data/solution`, was used to train it, nor to choose the epoch or
-the seed: the validation cars did that. The recipe as such (augmentation, optimizer, number of steps)
-was chosen by looking at six real cars as well; nothing was trained on those.
+seed. No photograph, and no mask of `data/solution`, was used to train it, nor to choose the epoch
+or the seed: the validation cars did that. The recipe as such (augmentation, optimizer, number of
+steps) was chosen by looking at six real cars as well; nothing was trained on those.
 
 **Recipe:** `Recipe.best(seed={seed})`, that is
 `{recipe}`

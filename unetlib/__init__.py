@@ -2,8 +2,8 @@
 
 The modules beside this file are the lesson, read in this order: ``pictures``, ``masks``,
 ``carvana``, ``recipe``, ``seeds``, ``dataset``, ``model``, ``losses``, ``device``, ``metrics``,
-``training``, ``plots``. They need nothing of the sub-packages behind them: ``support``, ``store``
-(runs on disk), ``deploy`` (formats, prediction), ``fetch`` (data sets).
+``muon``, ``training``, ``plots``. They need nothing of the sub-packages behind them: ``support``,
+``store`` (runs on disk), ``deploy`` (formats, prediction), ``fetch`` (data sets).
 """
 
 from importlib import import_module

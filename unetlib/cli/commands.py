@@ -242,7 +242,7 @@ def check(data: Positional[Data] = None, json: Json = False):
 
 def rows_for(checkpoint: Path, data: Path | None) -> tuple:
     """Training and validation rows, of the model's own data or of others, which is said."""
-    from unetlib.carvana import files_in, folders_in
+    from unetlib.fetch.pairs import files_in, folders_in
     from unetlib.store.model_file import load_plain
     from unetlib.support.memory import fingerprint
 

@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pandas as pd
 
-from unetlib.carvana import Pair, files_in, folders_in
-from unetlib.fetch.samples import Finding, collect, inspect, list_folder
+from unetlib.fetch.pairs import Pair, files_in, folders_in, list_folder
+from unetlib.fetch.samples import Finding, collect, inspect
 from unetlib.fetch.tables import RECREATE, read_table, summarize
 from unetlib.masks import load_mask, rle_decode
 from unetlib.pictures import SUFFIXES, DataError, Problem
@@ -19,7 +19,7 @@ def check(root: str | Path | None = None) -> pd.DataFrame:
     ``find_samples`` is faster: it trusts the inside of photos and reads no csv file.
 
     Args:
-        root: a folder in a layout that ``carvana`` names; None: ``unetlib.data_dir()``.
+        root: a folder in a layout that ``find_samples`` takes; None: ``unetlib.data_dir()``.
 
     Returns:
         A table of text with a row for each problem and the columns ``file`` (as seen from root),

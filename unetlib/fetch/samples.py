@@ -13,15 +13,15 @@ import numpy as np
 import pandas as pd
 from tqdm.auto import tqdm
 
-from unetlib import carvana
-from unetlib.carvana import Pair, files_in, folders_in
+from unetlib.carvana import Row, row_of, sample_table
+from unetlib.fetch.pairs import Pair, files_in, list_folder, others_in, pair_up
 from unetlib.masks import read_mask
 from unetlib.pictures import ORIENTATION, SUFFIXES, DataError, Problem, image_size, opening, scale
 from unetlib.support import folders
 from unetlib.support.memory import recall, remembered
 
 # A pair's row of the table, None if it cannot be used; what is to be said; the object's grey.
-Finding = tuple[carvana.Row | None, list[Problem], float | None]
+Finding = tuple[Row | None, list[Problem], float | None]
 
 VERSION = 5  # raise it when inspect finds other things: what is remembered is forgotten
 
@@ -66,8 +66,8 @@ def find_samples(
         labels = {} if masks is None else dict.fromkeys(_files_of(masks))
         photos = [path for path in _files_of(images) if path not in labels]
         pairs = [(path, None) for path in photos], []
-        pairs, problems = pairs if masks is None else carvana.pair_up(photos, list(labels))
-        others = (_others_in(Path(one)) for one in {images, masks or images})
+        pairs, problems = pairs if masks is None else pair_up(photos, list(labels))
+        others = (others_in(Path(one)) for one in {images, masks or images})
         listed = pairs, sum(others, problems), False
     with remembered(f"samples-{VERSION}") as known:
         samples = collect(listed, partial(_inspect_once, known=known, mask_value=mask_value))
@@ -79,32 +79,6 @@ def find_samples(
     warn_of("left out", [one for one in samples.attrs["problems"] if one not in doubts])
     warn_of("doubtful", doubts)
     return samples if mask_value is None else samples.assign(mask_value=mask_value)
-
-
-def list_folder(root: Path) -> tuple[list[Pair], list[Problem], bool]:
-    """``carvana.list_pairs``, and what else is wrong: other files, packed archives, no images."""
-    (pairs, problems, cars), here = carvana.list_pairs(root), files_in(root)
-    for folder in (*folders_in(root), root / "test") if pairs else ():
-        problems += _others_in(folder)
-    for name in ("metadata.csv", "train_masks.csv", "train_masks", "train"):
-        archive = root / f"{name}.zip"
-        if archive in here and root / name not in here:
-            remedy = f'run `python -m zipfile -e "{archive}" "{root}"`'
-            if not os.access(root, os.W_OK):
-                remedy = f'run `python -m unetlib download --from "{root}" --target carvana`'
-            problems.insert(0, Problem(str(archive), "not unpacked", remedy))
-    if not pairs and not problems:
-        what = "no images here that you may see" if os.path.isdir(root) else "no such folder"
-        near = [one for one in (root.parent, *here) if all(map(files_in, folders_in(one)))]
-        right = near[0] if near else "photos in train/ or images/, masks in train_masks/ or masks/"
-        problems = [Problem(str(root), what, f"point --data or UNETLIB_DATA at {right}")]
-    return pairs, problems, cars
-
-
-def _others_in(folder: Path) -> list[Problem]:
-    others = sorted({*files_in(folder)} - {*files_in(folder, SUFFIXES)})
-    remedy = "save it as PNG, or move it"
-    return [Problem(str(path), "ignored: no picture", remedy) for path in others]
 
 
 def _files_of(place: str | Path) -> list[Path]:
@@ -133,7 +107,7 @@ def collect(listed: tuple, look: Callable[[Pair], Finding]) -> pd.DataFrame:
         doubt = f"kept, but {less} masks have the object as {kind:g}, and {more} as {usual:g}"
         remedy = f"if these are two things, choose one: find_samples(..., mask_value={kind:g})"
         problems.append(Problem(kinds[kind][0], doubt, remedy))
-    samples = carvana.sample_table(list(rows.values()), cars)
+    samples = sample_table(rows.values(), cars)
     samples.attrs["problems"] = problems
     return samples
 
@@ -176,7 +150,7 @@ def inspect(pair: Pair, mask_value: float | None = None, whole: bool = False) ->
     elif mask and pixels.all() == pixels.any():
         doubt = f"kept, but all {'white: only' if pixels.all() else 'black: no'} object"
         doubts.append(Problem(str(mask), doubt, "compare it with the photo"))
-    return None if problems else carvana.row_of(pair), problems + doubts, kind
+    return None if problems else row_of(*pair), problems + doubts, kind
 
 
 def _ends_well(path: Path) -> bool:
