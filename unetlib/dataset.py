@@ -32,11 +32,7 @@ def decode(samples: pd.DataFrame, size: int | tuple[int, int], colour: bool = Fa
     """Read every row's image and mask: uint8 ``(N, 2, H, W)``, grey and coverage.
 
     In colour ``(N, 4, H, W)``: red, green, blue, coverage. A column ``mask_value`` says which value
-    of the mask is the object (see ``masks.load_mask``).
-
-    Raises:
-        DataError: a file cannot be read.
-        MemoryError: the images do not fit in memory.
+    of the mask is the object (see ``masks.load_mask``). DataError: a file cannot be read.
     """
     height, width = sides(size)
     decoded = np.empty((len(samples), 4 if colour else 2, height, width), np.uint8)

@@ -19,13 +19,10 @@ def dice(predicted, target) -> torch.Tensor:
 
     Args:
         predicted, target: binary masks, boolean or 0/1, torch or numpy, of one shape: ``(H, W)``,
-            ``(N, H, W)`` or ``(N, 1, H, W)``.
+            ``(N, H, W)`` or ``(N, 1, H, W)``. ValueError: shapes differ, or there are other values.
 
     Returns:
         float32 ``(N,)``; 1 where both masks are empty, 0 where only one is.
-
-    Raises:
-        ValueError: shapes differ, or a value is neither 0 nor 1 (logits? probabilities?).
     """
     overlap, areas = _overlap_and_areas(predicted, target)
     return torch.where(areas == 0, 1.0, 2 * overlap / areas.clamp(min=1))

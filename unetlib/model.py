@@ -46,9 +46,7 @@ class DecoderBlock(nn.Module):
 
     ``x (B, in_channels, H, W)`` and ``skip (B, skip_channels, 2H, 2W)`` ->
     ``(B, out_channels, 2H, 2W)``. Without a skip connection: ``skip_channels=0``, ``skip=None``.
-
-    Args:
-        up_kernel: 3 (neighbouring windows overlap: a smoother map) or 2 (they tile: fewer weights).
+    ``up_kernel``: 3 (neighbouring windows overlap: a smoother map) or 2 (they tile: fewer weights).
     """
 
     def __init__(

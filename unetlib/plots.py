@@ -48,11 +48,8 @@ def overlay(image: np.ndarray, mask: np.ndarray, ax: Axes | None = None) -> Figu
 
     Args:
         image: ``(H, W)`` or ``(H, W, 3)``, uint8 or in [0, 1].
-        mask: ``(H, W)``, True on the car.
+        mask: ``(H, W)``, True on the car (DataError: probabilities; ValueError: another size).
         ax: where to draw; None makes a figure.
-
-    Raises:
-        DataError: probabilities instead of a mask. ValueError: a mask of another size.
     """
     image, mask = np.squeeze(np.asarray(image)), np.squeeze(to_binary(mask))
     if image.shape[:2] != mask.shape:

@@ -32,7 +32,8 @@ class Recipe:
     """All settings of a training run; the defaults are the course's baseline recipe.
 
     Network, augmentation, loss, optimizer and schedule are a built-in name, a name registered in
-    their table (``LOSSES["focal"] = focal_loss``), or the function itself.
+    their table (``LOSSES["focal"] = focal_loss``), or the function itself. An impossible
+    setting is a ValueError, one sentence that names it.
 
     Attributes:
         network: ``unet``, or f() -> a module that maps ``(B, C, H, W)`` to ``(B, 1, H, W)`` logits,
@@ -66,9 +67,6 @@ class Recipe:
         precision: ``fp32``, ``bf16`` (autocast), or ``auto``: bf16 where the hardware has it.
         compile: ``torch.compile`` the model: pays on long GPU runs, needs a C++ compiler.
         seed: of initial weights, image order and augmentation; 0 to 10**14.
-
-    Raises:
-        ValueError: an impossible setting; one sentence that names it.
     """
 
     network: str | Callable = "unet"

@@ -158,6 +158,8 @@ def train(
 ) -> Iterator[dict[str, float]]:
     """Train epoch by epoch; yields a row of the history after each.
 
+    TrainingError: a loss is not a number, or far too large.
+
     Args:
         train_sets: by image size; the recipe says which size an epoch sees.
         val_sets: by image size, pictures of other groups; an epoch is judged at the size it saw.
@@ -167,9 +169,6 @@ def train(
     Yields:
         epoch, lr (at its start), train_loss (mean over images), val_loss, val_dice, val_iou and
         val_ further metrics (see ``Learner.validate``), seconds (validation included).
-
-    Raises:
-        TrainingError: a loss is not a number, or far too large.
     """
     recipe = learner.recipe
     images = len(train_sets[recipe.size])

@@ -79,9 +79,7 @@ def compare(
 ) -> pd.DataFrame:
     """Compare all ways to run the exported model on the CPU: quality, speed, size and memory.
 
-    Args:
-        samples: sample table with masks.
-        models_dir, runtimes, network: see ``predictors_in``, also for the errors.
+    ``samples`` is a sample table with masks; other arguments and errors as for ``predictors_in``.
 
     Returns:
         A row per predictor, in ``predictors_in``'s order: ``name``, ``dice`` at the model's size,

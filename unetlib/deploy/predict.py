@@ -13,8 +13,9 @@ from unetlib.deploy.formats import Logits, missing_runtime, open_onnx, open_torc
 from unetlib.deploy.manifest import FILES, check_file
 from unetlib.device import pick_device
 from unetlib.pictures import image_size, load_image, sides
+from unetlib.recipe import PRETRAINED
 from unetlib.support.errors import ModelFileError
-from unetlib.support.folders import PRETRAINED, models_dir
+from unetlib.support.folders import models_dir
 
 BATCH_SIZE = 16
 
@@ -89,14 +90,11 @@ class Predictor:
         return [one > threshold for one in found] if isinstance(found, list) else found > threshold
 
     def predict_maps(self, images: np.ndarray, flip: bool = False) -> np.ndarray:
-        """Probabilities for images as ``load_image`` gives them, nothing resized.
+        """Probabilities, float32 ``(N, H, W)``, for images as ``load_image`` gives them.
 
-        Args:
-            images: uint8 ``(N, H, W)`` or in colour ``(N, H, W, 3)``, sides in multiples of the
-                model's stride; an own network's, except from ``.pth`` files, are always ``shape``.
-
-        Returns:
-            float32 ``(N, H, W)``.
+        Nothing is resized. The images, uint8 ``(N, H, W)`` or in colour ``(N, H, W, 3)``, have
+        sides in multiples of the model's stride; those of an own network, except from ``.pth``
+        files, are always as in ``shape``.
         """
         logits = torch.from_numpy(self.logits(to_tensor(images).numpy())[:, 0])
         maps = torch.sigmoid(logits).numpy()
@@ -124,13 +122,13 @@ def default_model(network=None, trust=False) -> Path:
     """The file that answers where none is named: ``models/unet_model.pth``. If that is missing or,
     as a warning says, does not open, the one in ``data/pretrained``, which is of no own network.
     """
-    own, shipped = (folder / FILES["pytorch"] for folder in (models_dir(), PRETRAINED))
+    own = models_dir() / FILES["pytorch"]
     try:
         if network is not None or (own.is_file() and load_predictor(own, "cpu", trust=trust)):
             return own
     except ModelFileError as error:
-        warnings.warn(f"{error} So {shipped} is asked.", stacklevel=3)
-    return shipped
+        warnings.warn(f"{error} So {PRETRAINED} is asked.", stacklevel=3)
+    return PRETRAINED
 
 
 def load_predictor(

@@ -16,14 +16,9 @@ from unetlib.support import folders
 def check(root: str | Path | None = None) -> pd.DataFrame:
     """Find all that is wrong with a data set at once: decode every file, compare the csv files.
 
-    ``find_samples`` is faster: it trusts the inside of photos and reads no csv file.
-
-    Args:
-        root: a folder in a layout that ``find_samples`` takes; None: ``unetlib.data_dir()``.
-
-    Returns:
-        A table of text with a row for each problem and the columns ``file`` (as seen from root),
-        ``problem`` and ``remedy``; no rows if all is well.
+    ``find_samples`` takes the same folders (None: ``unetlib.data_dir()``) and is faster: it trusts
+    the inside of photos and reads no csv file. The table of text has a row for each problem and the
+    columns ``file`` (as seen from root), ``problem`` and ``remedy``; no rows if all is well.
     """
     root = Path(root if root is not None else folders.data_dir())
     rles_csv, cars_csv = root / "train_masks.csv", root / "metadata.csv"

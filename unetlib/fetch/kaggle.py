@@ -27,6 +27,8 @@ AGAIN += "or fetch the archives in a browser and use `python -m unetlib download
 def download(target=None, subset: int | None = None, test=False, source=None) -> Path:
     """Fetch the real data set, unpack it and check it; a second call continues an interrupted one.
 
+    DataError: no access, no network, a damaged archive, or an incomplete data set.
+
     Args:
         target: the folder to fill; None: ``data/carvana`` in the repository.
         subset: if given, also write that many cars at 480x320 into ``<target>-<subset>-cars``.
@@ -35,9 +37,6 @@ def download(target=None, subset: int | None = None, test=False, source=None) ->
 
     Returns:
         The folder for ``UNETLIB_DATA``: the target, or the subset's folder if one was asked for.
-
-    Raises:
-        DataError: no access, no network, a damaged archive, or an incomplete data set.
     """
     target = Path(target or folders.REPOSITORY / "data" / "carvana").resolve()
     for name in (*ARCHIVES, "test.zip") if test else ARCHIVES:

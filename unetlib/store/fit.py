@@ -32,7 +32,7 @@ from unetlib.store.question import code_hash, name_of, question_of
 from unetlib.store.runs import HISTORY, Run, find_runs, load_run, run_folder, run_lock, versions
 from unetlib.support.cache import decode_once
 from unetlib.support.memory import fingerprint, pair_hashes
-from unetlib.support.processes import begin, settle_batch_size, start_accelerator
+from unetlib.support.processes import SharedLearner, settle_batch_size, start_accelerator
 from unetlib.support.speed import memory_kept, out_of_memory_named
 from unetlib.training import Learner, TrainingError, train
 
@@ -184,7 +184,9 @@ def _train(recipe, train_rows, val_rows, question, state, on_epoch, metrics, acc
         batch_size, lr = state["batch_size"], state["lr"]
     steps = recipe.epochs * math.ceil(len(train_rows) / batch_size)
     with weights_named(recipe.start_from):
-        learner = begin(recipe, steps, lr, accelerator, metrics)
+        several = accelerator.num_processes > 1
+        kind, where = (SharedLearner, accelerator) if several else (Learner, device)
+        learner = kind(recipe, steps, lr, where, metrics)
     restore(learner, state, folder)
     if metrics:  # tried before an epoch is lost
         evaluate(learner.model, val_sets[recipe.size], metrics=metrics, rows=range(1))

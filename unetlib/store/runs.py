@@ -119,12 +119,11 @@ class Run:
         """The trained network (``nn.Module``), on the CPU in evaluation mode.
 
         Args:
-            which: ``best`` or ``last``.
+            which: ``best`` or ``last`` (RunError: another word).
             network: of a run with an own network that was trained by another program.
 
         Raises:
             ModelFileError: no epoch is finished yet, or the file is damaged, or needs ``network``.
-            RunError: another word.
         """
         from unetlib.store.model_file import load_model, load_plain  # here: PyTorch is slow
 

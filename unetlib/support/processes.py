@@ -79,13 +79,6 @@ class SharedLearner(Learner):
         return pd.concat(gather_object([table])).sort_index()
 
 
-def begin(recipe: Recipe, total_steps: int, lr: float, accelerator, metrics=None) -> Learner:
-    """The learner of this process, alone or one of several."""
-    if accelerator.num_processes == 1:
-        return Learner(recipe, total_steps, lr, accelerator.device, metrics)
-    return SharedLearner(recipe, total_steps, lr, accelerator, metrics)
-
-
 def settle_batch_size(recipe: Recipe, images: int, accelerator: Accelerator) -> tuple[int, float]:
     """Batch size over all processes, and learning rate: the recipe's, or found for ``auto``.
 
