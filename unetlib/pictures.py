@@ -161,7 +161,7 @@ def image_size(image) -> tuple[int, int]:
 
 
 def sides(size: int | tuple[int, int]) -> tuple[int, int]:
-    """``(height, width)`` in pixels, of a square's side or both (ValueError: no integers above 0)."""
+    """``(height, width)`` in pixels, of a square's side or of both (ValueError: not above 0)."""
     try:
         height, width = map(operator.index, size if np.ndim(size) else (size, size))
     except (TypeError, ValueError):
