@@ -44,8 +44,7 @@ _HOMES = {
     "deploy.images": "image_files",
     "deploy.submission": "write_masks write_submission",
     "deploy.score": "score",
-    "deploy.benchmark": "benchmark cold_start",
-    "deploy.compare": "TOLERANCE compare parity predictors_in",
+    "deploy.compare": "TOLERANCE benchmark cold_start compare parity predictors_in",
 }
 _MODULES = {name: module for module, names in _HOMES.items() for name in names.split()}
 __all__ = sorted(_MODULES)

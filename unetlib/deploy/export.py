@@ -31,8 +31,7 @@ from torch.export import Dim
 from tqdm.auto import tqdm
 
 from unetlib.dataset import CarvanaDataset, to_tensor
-from unetlib.deploy.benchmark import in_a_fresh_process
-from unetlib.deploy.compare import TOLERANCE, parity
+from unetlib.deploy.compare import TOLERANCE, in_a_fresh_process, parity
 from unetlib.deploy.formats import METADATA_KEY, describe_onnx
 from unetlib.deploy.manifest import FILES, MANIFEST, check_manifest, folder_lock, write_manifest
 from unetlib.metrics import dataset_logits
