@@ -106,8 +106,7 @@ class Learner:
     def step(self, images: torch.Tensor, masks: torch.Tensor, weight: float = 1.0) -> float:
         """Learn from a batch, float32 ``(B, C, H, W)`` and ``(B, 1, H, W)``; the sum of its losses.
 
-        Args:
-            weight: multiplies the gradient; 1 unless processes share the batch.
+        ``weight`` multiplies the gradient; it is 1 unless processes share the batch.
 
         Raises:
             TrainingError: the loss is not a number, or far too large.

@@ -36,8 +36,7 @@ def parity(models_dir, samples: pd.DataFrame, network=None, logits=None) -> pd.D
     """Compare every exported format with the PyTorch file on real images, freshly loaded.
 
     Args:
-        models_dir: where ``export_all`` wrote.
-        samples: sample table with masks.
+        models_dir, samples: where ``export_all`` wrote, and a sample table with masks.
         network: of an own network, see ``load_model``.
         logits: a ``.npy`` file of the PyTorch file's, where this process lacks ``network``.
 
@@ -118,14 +117,12 @@ def predictors_in(
 
     Args:
         models_dir: where ``export_all`` wrote; a format whose file is missing is skipped.
-        threads: number of CPU threads to compute with; None: all cores.
-        runtimes: extra ones, of ``manifest.RUNTIMES``; one need not be in a list.
+        threads: see ``load_predictor``, also for the other errors.
+        runtimes: extra ones, of ``manifest.RUNTIMES`` (else a ValueError); one needs no list.
         network: of an own network, see ``load_model``; None leaves its ``.pth`` file out.
 
     Raises:
         DataError: no exported model in the folder.
-        ModelFileError: a file is damaged or not the exported one.
-        ValueError: an unknown runtime, or ``threads`` is not an integer above 0.
     """
     runtimes = [runtimes] if isinstance(runtimes, str) else list(runtimes)
     if unknown := [runtime for runtime in runtimes if runtime not in RUNTIMES]:

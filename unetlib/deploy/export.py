@@ -201,10 +201,8 @@ def quantize_int8(onnx_path: str | Path, path: str | Path, calibration: np.ndarr
     Weights become int8 with a scale per output channel; activations uint8 with one per tensor, from
     their range on the calibration images: the fast pair on CPUs. Weights use 7 of the 8 bits:
     without VNNI instructions, pairs of products are summed in 16 bits and would overflow. ONNX
-    Runtime has no 8-bit transposed convolution: those two stay float.
-
-    Args:
-        calibration: 16 to 64 training images as the dataset gives them, float32 ``(N, C, H, W)``.
+    Runtime has no 8-bit transposed convolution: those two stay float. ``calibration``: 16 to 64
+    training images as the dataset gives them, float32 ``(N, C, H, W)``.
     """
     description = onnx.load(onnx_path).metadata_props[0].value
     batches = iter([{"input": image[None]} for image in calibration])

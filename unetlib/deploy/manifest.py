@@ -101,9 +101,7 @@ def exported_files(folder: Path) -> dict[str, Path]:
 def check_file(path: str | Path, trust: bool = False, runtime: Runtime | None = None) -> str:
     """What kind of model file this is, or why it must not be opened; nothing of it is executed.
 
-    Args:
-        trust: do not ask ``manifest.json`` beside it.
-        runtime: in place of the file's own, see ``RUNTIMES``.
+    ``trust``: do not ask ``manifest.json``. ``runtime``: not the file's own, see ``RUNTIMES``.
 
     Returns:
         ``pytorch`` (weights), ``torchscript``, ``exported`` or ``onnx`` (int8 files included). A

@@ -48,7 +48,9 @@ class Predictor:
     def predict_proba(
         self, image_or_images, size: str | int | tuple[int, int] = "original", *, flip: bool = False
     ) -> np.ndarray | list[np.ndarray]:
-        """Probability of the object for every pixel; the model's small map enlarged bilinearly.
+        """Probability of the object for every pixel, float32 ``(H, W)``; of a list, a list of them.
+
+        It is the model's small map, bilinearly enlarged.
 
         Args:
             image_or_images: what ``load_image`` takes; or a list, iterator or table column of that.
@@ -56,12 +58,8 @@ class Predictor:
                 nothing enlarged), or ``(height, width)`` in pixels, or a square's side.
             flip: predict the mirrored picture too and take the mean (test-time augmentation).
 
-        Returns:
-            float32 ``(H, W)`` in [0, 1]; for a list, a list of them.
-
         Raises:
-            DataError: an image cannot be read.
-            ValueError: an impossible size.
+            DataError: an image cannot be read. ValueError: an impossible size.
         """
         if not isinstance(size, str) or size not in ("original", "model"):
             size = sides(size)

@@ -55,8 +55,7 @@ def fit(
     weights of an undisturbed run; with a constant schedule also from a run of fewer epochs.
 
     Args:
-        recipe: all settings.
-        train, val: sample tables (rows of ``find_samples`` with masks).
+        recipe, train, val: all settings; sample tables (rows of ``find_samples`` with masks).
         on_epoch: called with the run after every epoch, for example ``LiveFigure()``; returning
             True stops the training there, and ``fit`` again goes on.
         retrain: train again even if the run is finished.
@@ -81,8 +80,7 @@ def fit(
     if best_by not in known:
         raise ValueError(f"best_by={best_by} is unknown: use one of {known}.")
     accelerator = start_accelerator()
-    data = f"{fingerprint(train)}-{fingerprint(val)}"
-    question = question_of(recipe, data, best_by, metrics)
+    question = question_of(recipe, f"{fingerprint(train)}-{fingerprint(val)}", best_by, metrics)
     folder = run_folder(question)
     with _alone(folder, accelerator), _stop_on_sigterm():
         run = state = None

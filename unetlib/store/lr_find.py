@@ -25,13 +25,10 @@ def lr_find(
     Args:
         train: sample table, as for ``fit``.
         lowest, highest: the range; it ends early where the loss explodes.
-        steps: at least 3.
+        steps: at least 3 (TrainingError: it explodes earlier, or a batch does not fit in memory).
 
     Returns:
         A row per step: ``lr``, ``loss``, and ``smoothed`` (a running mean of the loss).
-
-    Raises:
-        TrainingError: the loss explodes within the first steps, or a batch does not fit in memory.
     """
     batch_size = 16 if recipe.batch_size == "auto" else recipe.batch_size
     settings = recipe.size, recipe.mask, recipe.augment, decode_once, recipe.colour
