@@ -51,17 +51,14 @@ def sample_table(rows: Iterable[Row], cars: bool = True) -> pd.DataFrame:
 def split_by_group(
     samples: pd.DataFrame, fraction: float = 0.2, seed: int = 0
 ) -> tuple[pd.DataFrame, pd.DataFrame]:
-    """Split samples with masks into training and validation rows, no group on both sides.
+    """Split samples with masks into ``(train, val)`` rows, no group on both sides.
 
     The 16 pictures of a car are nearly the same picture: split by image, and the validation set
-    asks for cars that the model has already seen.
+    asks for cars that the model has already seen. Both tables have a fresh index.
 
     Args:
         fraction: share of the groups, above 0 and below 1, that go to validation (at least one).
         seed: which groups; the same seed gives the same ones on every machine.
-
-    Returns:
-        ``(train, val)``, both with a fresh index; rows without a mask are in neither.
 
     Raises:
         ValueError: a fraction outside (0, 1).

@@ -59,12 +59,11 @@ def flip(images, masks, draws=None):
 def mild(images, masks, draws=None):
     """``flip``, and brightness and contrast of the image within +-40 %: a car stays a car.
 
+    As torchvision's v2 transforms would make images and masks from the same factors.
+
     Args:
         images, masks: float32 ``(B, C, H, W)`` and ``(B, 1, H, W)`` in [0, 1].
         draws: uniform random numbers ``(B, 3)``: flip below 0.5, brightness, contrast.
-
-    Returns:
-        Images and masks, as torchvision's v2 transforms would make them from the same factors.
     """
     draws = images.new_empty(len(images), 3).uniform_() if draws is None else draws
     images, masks = flip(images, masks, draws)

@@ -116,13 +116,10 @@ def predictors_in(
     installed. A line is printed for each that is left out.
 
     Args:
-        models_dir: where ``export_all`` wrote; a format whose file is missing is skipped.
+        models_dir: where ``export_all`` wrote (DataError: nothing); a missing file is skipped.
         threads: see ``load_predictor``, also for the other errors.
         runtimes: extra ones, of ``manifest.RUNTIMES`` (else a ValueError); one needs no list.
         network: of an own network, see ``load_model``; None leaves its ``.pth`` file out.
-
-    Raises:
-        DataError: no exported model in the folder.
     """
     runtimes = [runtimes] if isinstance(runtimes, str) else list(runtimes)
     if unknown := [runtime for runtime in runtimes if runtime not in RUNTIMES]:

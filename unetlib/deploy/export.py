@@ -51,7 +51,8 @@ def export_all(
 ) -> pd.DataFrame:
     """Write a run's best model in every format and prove, in a fresh process, that they agree.
 
-    An int8 file that loses more than 0.01 Dice, as undertrained networks do, is kept, but marked.
+    The result is the table of ``parity``. An int8 file that loses more than 0.01 Dice, as those of
+    undertrained networks do, is kept, but marked.
 
     Args:
         run: a trained run (``store.runs.Run``), or the path of a model file.
@@ -59,9 +60,6 @@ def export_all(
         train: sample table; up to 32 of its images calibrate the quantisation.
         val: sample table on which the formats are compared.
         network: of an own network, see ``load_model``; None takes the one of a run's recipe.
-
-    Returns:
-        The table of ``parity``.
 
     Raises:
         ModelFileError: no finished epoch; a float format, then removed, differs by over 1e-4 in

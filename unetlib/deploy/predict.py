@@ -53,13 +53,11 @@ class Predictor:
         It is the model's small map, bilinearly enlarged.
 
         Args:
-            image_or_images: what ``load_image`` takes; or a list, iterator or table column of that.
+            image_or_images: what ``load_image`` takes and refuses; or a list, iterator or table
+                column of that.
             size: of the result: ``original`` (the image's own), ``model`` (as the model gives it,
-                nothing enlarged), or ``(height, width)`` in pixels, or a square's side.
+                nothing enlarged), or what ``sides`` takes and refuses.
             flip: predict the mirrored picture too and take the mean (test-time augmentation).
-
-        Raises:
-            DataError: an image cannot be read. ValueError: an impossible size.
         """
         if not isinstance(size, str) or size not in ("original", "model"):
             size = sides(size)

@@ -21,14 +21,12 @@ FILES = ("recipe.json", "run.json", "last.pth", "next*.pth", "best.pth", "histor
 def compare_runs(runs: Mapping[str, Run] | Iterable[Run] | None = None) -> pd.DataFrame:
     """A row per run, the best first: the settings in which they differ, and how they did.
 
-    Args:
-        runs: by name, or a list; None: all in the runs folder.
+    ``runs``: by name, or a list; None: all in the runs folder.
 
-    Returns:
-        Index: the given name, or the run's. Columns: differing settings (also data, profile and
-        best_by; own code by its name, with its hash where that differs), best_dice, best_iou,
-        further metrics of the kept model, best_epoch, epochs (finished ones, as ``3/10`` if
-        stopped), seconds, images_per_second.
+    Index: the given name, or the run's. Columns: differing settings (also data, profile and
+    best_by; own code by its name, with its hash where that differs), best_dice, best_iou, further
+    metrics of the kept model, best_epoch, epochs (finished ones, as ``3/10`` if stopped), seconds,
+    images_per_second.
     """
     if not isinstance(runs, Mapping):
         runs = {run.folder.name: run for run in (find_runs() if runs is None else runs)}
