@@ -45,8 +45,7 @@ class Recipe:
         size: image side, or (height, width), in pixels; the U-Net's lowest level needs 2x2 or more.
         colour: three channels, red, green and blue, instead of grey.
         mask: of both losses, ``hard`` (0/1) or ``soft`` (area coverage); Dice is of hard masks.
-        augment: a name in ``AUGMENTATIONS``, f(images, masks) -> (images, masks) on a batch, or a
-            torchvision v2 transform, image by image (see ``dataset.CarvanaDataset``).
+        augment: a name in ``AUGMENTATIONS``, a function or a transform, see ``CarvanaDataset``.
         loss: ``bce``, ``dice``, ``bce_dice`` or f(logits, masks) -> scalar, also of a single image.
         optimizer: ``adam``, ``adamw``, ``sgd`` (momentum 0.9), ``muon`` (see there), or
             f(parameters, lr) -> Optimizer.

@@ -56,12 +56,9 @@ def write_manifest(folder: Path, files: Iterable[Path] | None = None, **notes: s
 
     For each file the manifest holds its SHA-256, its size in bytes, ``weights`` (the SHA-256 of the
     ``.pth`` file whose weights it has) and, where there is something to know, a ``note``. Another
-    program's is refused, see ``check_manifest``.
-
-    Args:
-        files: written just now, all of the same weights, beside what the manifest says of others;
-            None: every exported file there is, and no other.
-        notes: file name -> what a user should know of it.
+    program's is refused, see ``check_manifest``. ``files`` were written just now, all of the same
+    weights, beside what the manifest says of others; None: every exported file, and no other.
+    ``notes``: by file name, what a user should know of it.
     """
     content, weights = check_manifest(folder), file_hash(folder / FILES["pytorch"])
     if files is None:
