@@ -48,15 +48,15 @@ class Predictor:
     def predict_proba(
         self, image_or_images, size: str | int | tuple[int, int] = "original", *, flip: bool = False
     ) -> np.ndarray | list[np.ndarray]:
-        """Probability of the object for every pixel, float32 ``(H, W)``; of a list, a list of them.
+        """Probability of the object for every pixel; the model's small map enlarged bilinearly.
 
-        It is the model's small map, bilinearly enlarged.
+        float32 ``(H, W)`` in [0, 1]; of a list, a list of them.
 
         Args:
             image_or_images: what ``load_image`` takes and refuses; or a list, iterator or table
                 column of that.
             size: of the result: ``original`` (the image's own), ``model`` (as the model gives it,
-                nothing enlarged), or what ``sides`` takes and refuses.
+                nothing enlarged), or what ``pictures.sides`` takes and refuses.
             flip: predict the mirrored picture too and take the mean (test-time augmentation).
         """
         if not isinstance(size, str) or size not in ("original", "model"):
