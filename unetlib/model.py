@@ -71,7 +71,9 @@ class DecoderBlock(nn.Module):
 class UNet(nn.Module):
     """A compact U-Net: images ``(B, in_channels, H, W)`` -> logits ``(B, out_channels, H, W)``.
 
-    Logits, not probabilities: apply a sigmoid before comparing with a threshold of 0.5.
+    Logits, not probabilities: apply a sigmoid before comparing with a threshold of 0.5. Height and
+    width are multiples of ``stride``, ``2 ** (len(widths) - 1)``: 4 for the default widths (else a
+    ValueError from ``forward``).
 
     Args:
         widths: channels of each level, from the full resolution down to the bottleneck.
@@ -79,10 +81,6 @@ class UNet(nn.Module):
         skips: hand each encoder level's features to the decoder level of the same resolution.
         up_kernel: see ``DecoderBlock``.
         seed: of the initial weights; the global random state is left as it was.
-
-    Raises:
-        ValueError (from forward): height or width is not a multiple of ``stride``,
-            ``2 ** (len(widths) - 1)``: 4 for the default widths.
     """
 
     def __init__(

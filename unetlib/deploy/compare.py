@@ -35,15 +35,14 @@ NOTE = "undertrained?"  # the mark: a well-trained network loses much less
 def parity(models_dir, samples: pd.DataFrame, network=None, logits=None) -> pd.DataFrame:
     """Compare every exported format with the PyTorch file on real images, freshly loaded.
 
+    A row per format: ``format``, ``file``, ``bytes``, ``max_abs_diff`` (of probabilities),
+    ``pixels_changed`` (share on the other side of the threshold), ``dice`` (mean over images, hard
+    masks), ``dice_difference`` (to PyTorch), ``note`` (of an int8 file: ``NOTE`` or "").
+
     Args:
         models_dir, samples: where ``export_all`` wrote, and a sample table with masks.
         network: of an own network, see ``load_model``.
         logits: a ``.npy`` file of the PyTorch file's, where this process lacks ``network``.
-
-    Returns:
-        A row per format: ``format``, ``file``, ``bytes``, ``max_abs_diff`` (of probabilities),
-        ``pixels_changed`` (share on the other side of the threshold), ``dice`` (mean over images,
-        hard masks), ``dice_difference`` (to PyTorch), ``note`` (of an int8 file: ``NOTE`` or "").
     """
     paths, rows = [Path(models_dir) / file for file in FILES.values()], []
     predictors = [load_predictor(path, "cpu") for path in paths[1:]]
@@ -86,12 +85,10 @@ def compare(
     """Compare all ways to run the exported model on the CPU: quality, speed, size and memory.
 
     ``samples`` is a sample table with masks; other arguments and errors as for ``predictors_in``.
-
-    Returns:
-        A row per predictor, in ``predictors_in``'s order: ``name``, ``dice`` at the model's size,
-        ``dice_full`` at the original size, ``agreement`` (share of pixels on the same side of the
-        threshold as the first), ``max_abs_diff`` (of probabilities), ``megabytes``, ``peak_mb``,
-        ``first_s`` (see ``cold_start``), ``p50_ms``, ``p95_ms``, ``ratio``.
+    A row per predictor, in its order: ``name``, ``dice`` at the model's size, ``dice_full`` at the
+    original size, ``agreement`` (share of pixels on the same side of the threshold as the first),
+    ``max_abs_diff`` (of probabilities), ``megabytes``, ``peak_mb``, ``first_s`` (see
+    ``cold_start``), ``p50_ms``, ``p95_ms``, ``ratio``.
     """
     predictors = predictors_in(models_dir, runtimes=runtimes, network=network)
     rows = []

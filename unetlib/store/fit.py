@@ -24,6 +24,7 @@ from unetlib.dataset import CarvanaDataset, to_tensor
 from unetlib.device import autocast, pick_device
 from unetlib.metrics import evaluate
 from unetlib.model import evaluating
+from unetlib.pictures import DataError
 from unetlib.recipe import BUILT_IN, Recipe
 from unetlib.store.checkpoint import load_state, restore, unwritable, write_run, write_tables
 from unetlib.store.model_file import weights_named
@@ -70,6 +71,9 @@ def fit(
         RunError: the files of the run to go on from are damaged.
         DataError: an empty table or an unreadable file.
     """
+    for name, table in (("train", train), ("val", val)):
+        if table.empty:
+            raise DataError(f"The sample table {name!r} has no rows: choose another split.")
     metrics, best_by = dict(metrics or {}), tuple(best_by)
     scores = ("dice", "dice_objects", "iou", "loss", *metrics)
     known = [(name, way) for name in scores for way in ("max", "min")]

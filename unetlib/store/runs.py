@@ -113,14 +113,12 @@ class Run:
         return self.details["train_images"] * len(self.history) / max(self.seconds, 1e-9)
 
     def model(self, which: str = "best", network: Callable | None = None):
-        """The trained network (``nn.Module``), on the CPU in evaluation mode.
+        """The trained network (``nn.Module``), on the CPU in evaluation mode. ModelFileError: no
+        epoch is finished yet, or the file is damaged, or needs ``network``.
 
         Args:
             which: ``best`` or ``last`` (RunError: another word).
             network: of a run with an own network that was trained by another program.
-
-        Raises:
-            ModelFileError: no epoch is finished yet, or the file is damaged, or needs ``network``.
         """
         from unetlib.store.model_file import load_model, load_plain  # here: PyTorch is slow
 
