@@ -1,8 +1,8 @@
 """Learn image segmentation by building a U-Net: the code behind the six notebooks.
 
 The modules beside this file are the lesson, read in this order: ``pictures``, ``masks``,
-``carvana``, ``recipe``, ``seeds``, ``dataset``, ``model``, ``losses``, ``device``, ``metrics``,
-``muon``, ``training``, ``plots``. They need nothing of the sub-packages behind them: ``support``,
+``carvana``, ``recipe``, ``seeds``, ``dataset``, ``model``, ``losses``, ``muon``, ``device``,
+``metrics``, ``training``, ``plots``. They need nothing of the sub-packages behind: ``support``,
 ``store`` (runs on disk), ``deploy`` (formats, prediction), ``fetch`` (data sets).
 """
 
