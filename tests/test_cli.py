@@ -27,7 +27,7 @@ from unetlib import (
 )
 from unetlib.__main__ import main
 from unetlib.deploy.manifest import read_manifest
-from unetlib.support import folders
+from unetlib.recipe import PRETRAINED
 
 COMMANDS = ["train", "export", "predict", "score", "compare", "download", "subset", "check"]
 TRAINED = {
@@ -391,7 +391,7 @@ def test_predict_writes_a_mask_per_image(exported, data_set, tmp_path, capsys):
 
 def test_predict_without_a_model_takes_the_weights_of_the_repository(data_set, tmp_path, capsys):
     """The real ones. Which file answers is on stderr; stdout is the result alone."""
-    photo, shipped = min((data_set / "test").iterdir()), folders.PRETRAINED / FILES["pytorch"]
+    photo, shipped = min((data_set / "test").iterdir()), PRETRAINED
     assert run("predict", photo, "--output", tmp_path / "masks", "--json") == 0
     shown = capsys.readouterr()
     assert f"model: {shipped}\n" in shown.err

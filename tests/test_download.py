@@ -229,13 +229,6 @@ def test_high_quality_photos_stand_in_for_train(data, tmp_path):
     assert len(list((target / "train_hq").iterdir())) == 6
 
 
-def test_download_with_subset(data, tmp_path):
-    archives = make_archives(data, tmp_path / "archives")
-    target = download(tmp_path / "target", subset=2, source=archives)
-    assert target == tmp_path / "target-2-cars"
-    assert find_samples(target)["car"].nunique() == 2
-
-
 # --- subsets --------------------------------------------------------------------------------------
 
 

@@ -3,7 +3,6 @@
 import ctypes
 import sys
 from dataclasses import replace
-from datetime import timedelta
 
 import psutil
 import pytest
@@ -11,7 +10,7 @@ import torch
 from other_process import in_another_process
 
 from unetlib import CarvanaDataset, Recipe, TrainingError
-from unetlib.support.processes import SharedLearner, begin, settle_batch_size, start_accelerator
+from unetlib.support.processes import SharedLearner, settle_batch_size, start_accelerator
 from unetlib.support.speed import memory_kept, out_of_memory_named
 from unetlib.training import Learner, train
 
@@ -22,12 +21,6 @@ CPU = torch.device("cpu")
 # -------------------------------------------------------------------------------------- processes
 
 
-def test_a_process_that_is_alone_needs_no_sharing():
-    accelerator = start_accelerator(timeout=timedelta(seconds=5))
-    assert accelerator.num_processes == 1
-    assert type(begin(RECIPE, 4, RECIPE.lr, accelerator)) is Learner
-
-
 def test_sharing_with_nobody_computes_what_one_process_does(tables):
     """Several real processes: test_distributed."""
     train_set, val_set = (CarvanaDataset(table, 32, augment="mild") for table in tables)
@@ -35,7 +28,7 @@ def test_sharing_with_nobody_computes_what_one_process_does(tables):
     alone = Learner(RECIPE, 8, device=accelerator.device)
     shared = SharedLearner(RECIPE, 8, RECIPE.lr, accelerator)
     assert (shared.rank, shared.world_size) == (0, 1)
-    one, other = (list(train(each, {32: train_set}, val_set, 5)) for each in (alone, shared))
+    one, other = (list(train(each, {32: train_set}, {32: val_set}, 5)) for each in (alone, shared))
     for row, same in zip(one, other, strict=True):
         assert row | dict(seconds=0) == same | dict(seconds=0)
 

@@ -190,8 +190,9 @@ def test_train_waits_for_another_writer_whatever_its_home(tmp_path, monkeypatch)
 @pytest.fixture
 def shipped(exported, monkeypatch):
     """Stands for the weights of the repository: a U-Net."""
-    monkeypatch.setattr("unetlib.deploy.predict.PRETRAINED", exported[0])
-    return exported[0] / FILES["pytorch"]
+    path = exported[0] / FILES["pytorch"]
+    monkeypatch.setattr("unetlib.deploy.predict.PRETRAINED", path)
+    return path
 
 
 @pytest.fixture
@@ -261,14 +262,15 @@ def test_an_own_network_is_asked_for_by_its_class(shipped, tmp_path):
 
 @pytest.mark.fault("no --model, no export, and installed without the repository", "one sentence")
 def test_no_model_anywhere_is_one_sentence(own, data_set, tmp_path, monkeypatch, type_in):
-    monkeypatch.setattr("unetlib.deploy.predict.PRETRAINED", tmp_path / "pretrained")
+    shipped = tmp_path / "pretrained.pth"
+    monkeypatch.setattr("unetlib.deploy.predict.PRETRAINED", shipped)
     typed = ["predict", data_set / "test", "--output", tmp_path / "masks"]
     own.write_bytes(b"damaged")
     _, (warning, error) = type_in(*typed, status=1)
-    assert str(own) in warning and str(tmp_path / "pretrained") in error
+    assert str(own) in warning and str(shipped) in error
     own.unlink()
     _, (error,) = type_in(*typed, status=1)
-    assert str(tmp_path / "pretrained" / FILES["pytorch"]) in error and "train" in error
+    assert str(shipped) in error and "train" in error
     assert not (tmp_path / "masks").exists()
 
 

@@ -34,8 +34,7 @@ _HOMES = {
     "store.lr_find": "lr_find",
     "store.figures": "LiveFigure plot_history plot_lr_find plot_runs show_predictions",
     "store.model_file": "load_model save_model",
-    "fetch.samples": "find_samples",
-    "fetch.check": "check",
+    "fetch.samples": "check find_samples",
     "fetch.tables": "read_metadata read_rles",
     "fetch.kaggle": "download",
     "fetch.subset": "write_subset",
@@ -45,8 +44,7 @@ _HOMES = {
     "deploy.images": "image_files",
     "deploy.submission": "write_masks write_submission",
     "deploy.score": "score",
-    "deploy.benchmark": "benchmark cold_start",
-    "deploy.compare": "TOLERANCE compare parity predictors_in",
+    "deploy.compare": "TOLERANCE benchmark cold_start compare parity predictors_in",
 }
 _MODULES = {name: module for module, names in _HOMES.items() for name in names.split()}
 __all__ = sorted(_MODULES)

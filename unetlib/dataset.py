@@ -32,11 +32,7 @@ def decode(samples: pd.DataFrame, size: int | tuple[int, int], colour: bool = Fa
     """Read every row's image and mask: uint8 ``(N, 2, H, W)``, grey and coverage.
 
     In colour ``(N, 4, H, W)``: red, green, blue, coverage. A column ``mask_value`` says which value
-    of the mask is the object (see ``masks.load_mask``).
-
-    Raises:
-        DataError: a file cannot be read.
-        MemoryError: the images do not fit in memory.
+    of the mask is the object (see ``masks.load_mask``). DataError: a file cannot be read.
     """
     height, width = sides(size)
     decoded = np.empty((len(samples), 4 if colour else 2, height, width), np.uint8)
@@ -63,12 +59,11 @@ def flip(images, masks, draws=None):
 def mild(images, masks, draws=None):
     """``flip``, and brightness and contrast of the image within +-40 %: a car stays a car.
 
+    As torchvision's v2 transforms would make images and masks from the same factors.
+
     Args:
         images, masks: float32 ``(B, C, H, W)`` and ``(B, 1, H, W)`` in [0, 1].
         draws: uniform random numbers ``(B, 3)``: flip below 0.5, brightness, contrast.
-
-    Returns:
-        Images and masks, as torchvision's v2 transforms would make them from the same factors.
     """
     draws = images.new_empty(len(images), 3).uniform_() if draws is None else draws
     images, masks = flip(images, masks, draws)

@@ -14,18 +14,16 @@ def load_mask(path: str | Path, mask_value: float | None = None) -> np.ndarray:
 
 
 def read_mask(path: str | Path, mask_value: float | None = None) -> tuple[np.ndarray, float | None]:
-    """Read a mask file: True on the object, and the grey that the object has in it.
+    """Read a mask file: boolean array ``(H, W)``, True on the object, and the object's grey.
 
     Without a ``mask_value``, 0 is background and any one other value the object. Carvana's masks
     are palette GIFs whose pixels are palette *indices* 0 and 1; going through the palette to grey
-    first makes them, and masks stored as greys or colours, read alike.
+    first makes them, and masks stored as greys or colours, read alike. Where there is no object,
+    the grey is None.
 
     Args:
         mask_value: the object's value, among any number of others: in palette images the index as
             stored, else the grey. None (or nan, as joined tables have): see above.
-
-    Returns:
-        Boolean array ``(H, W)``, and the grey: None where there is no object.
 
     Raises:
         DataError: unreadable, partly transparent, or nothing says which value is the object.

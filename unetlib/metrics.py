@@ -15,17 +15,12 @@ from unetlib.model import evaluating
 def dice(predicted, target) -> torch.Tensor:
     """Dice per image: twice the overlap over the sum of both areas (= F1 of the car's pixels).
 
-    Average over all images of a set, never over batch averages: the last batch may be smaller.
+    float32 ``(N,)``; 1 where both masks are empty, 0 where only one is. Average over all
+    images of a set, never over batch averages: the last batch may be smaller.
 
     Args:
         predicted, target: binary masks, boolean or 0/1, torch or numpy, of one shape: ``(H, W)``,
-            ``(N, H, W)`` or ``(N, 1, H, W)``.
-
-    Returns:
-        float32 ``(N,)``; 1 where both masks are empty, 0 where only one is.
-
-    Raises:
-        ValueError: shapes differ, or a value is neither 0 nor 1 (logits? probabilities?).
+            ``(N, H, W)`` or ``(N, 1, H, W)``. ValueError: shapes differ, or there are other values.
     """
     overlap, areas = _overlap_and_areas(predicted, target)
     return torch.where(areas == 0, 1.0, 2 * overlap / areas.clamp(min=1))

@@ -46,9 +46,7 @@ class DecoderBlock(nn.Module):
 
     ``x (B, in_channels, H, W)`` and ``skip (B, skip_channels, 2H, 2W)`` ->
     ``(B, out_channels, 2H, 2W)``. Without a skip connection: ``skip_channels=0``, ``skip=None``.
-
-    Args:
-        up_kernel: 3 (neighbouring windows overlap: a smoother map) or 2 (they tile: fewer weights).
+    ``up_kernel``: 3 (neighbouring windows overlap: a smoother map) or 2 (they tile: fewer weights).
     """
 
     def __init__(
@@ -73,7 +71,9 @@ class DecoderBlock(nn.Module):
 class UNet(nn.Module):
     """A compact U-Net: images ``(B, in_channels, H, W)`` -> logits ``(B, out_channels, H, W)``.
 
-    Logits, not probabilities: apply a sigmoid before comparing with a threshold of 0.5.
+    Logits, not probabilities: apply a sigmoid before comparing with a threshold of 0.5. Height and
+    width are multiples of ``stride``, ``2 ** (len(widths) - 1)``: 4 for the default widths (else a
+    ValueError from ``forward``).
 
     Args:
         widths: channels of each level, from the full resolution down to the bottleneck.
@@ -81,10 +81,6 @@ class UNet(nn.Module):
         skips: hand each encoder level's features to the decoder level of the same resolution.
         up_kernel: see ``DecoderBlock``.
         seed: of the initial weights; the global random state is left as it was.
-
-    Raises:
-        ValueError (from forward): height or width is not a multiple of ``stride``,
-            ``2 ** (len(widths) - 1)``: 4 for the default widths.
     """
 
     def __init__(

@@ -42,19 +42,16 @@ class DataError(ValueError):
 def load_image(source, size: int | tuple[int, int], colour: bool = False) -> np.ndarray:
     """Read an image as the model sees it; dataset, calibration and predictor all call this.
 
-    Grey or RGB, upright (EXIF), on white where it is transparent, stretched to the size without
-    borders, by area averaging. A JPEG is decoded at half scale where that leaves 4 times the
-    target: under half a grey level off. One warning a folder where 10, 12 or 14 bits in files of 16
-    may have made it nearly black.
+    uint8 ``(height, width)``, grey, or if ``colour`` ``(height, width, 3)``, RGB: upright (EXIF),
+    on white where it is transparent, stretched to the size without borders, by area averaging. A
+    JPEG is decoded at half scale where that leaves 4 times the target: under half a grey level off.
+    One warning a folder where 10, 12 or 14 bits in files of 16 may have made it nearly black.
 
     Args:
         source: a path, an open file, a PIL image, or an array ``(H, W)``, ``(H, W, 1)``,
             ``(H, W, 3)`` or ``(H, W, 4)``: uint8, uint16, boolean, or float in [0, 1]. Red comes
             first: turn OpenCV's arrays round, ``array[:, :, ::-1]``.
         size: side of the square, or ``(height, width)``, in pixels.
-
-    Returns:
-        uint8 array ``(height, width)``, or ``(height, width, 3)`` if ``colour``.
 
     Raises:
         DataError: the file or array cannot be read as an image.
@@ -161,11 +158,7 @@ def image_size(image) -> tuple[int, int]:
 
 
 def sides(size: int | tuple[int, int]) -> tuple[int, int]:
-    """``(height, width)`` in pixels, from a square's side or from both.
-
-    Raises:
-        ValueError: not one or two integers above 0.
-    """
+    """``(height, width)`` in pixels, from a square's side or both (ValueError: no integers > 0)."""
     try:
         height, width = map(operator.index, size if np.ndim(size) else (size, size))
     except (TypeError, ValueError):

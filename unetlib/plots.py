@@ -21,10 +21,7 @@ DPI = 72
 def show_images(images: Sequence[np.ndarray], titles=None, ncols=4, width=9.0) -> Figure:
     """A grid of images, ``(H, W)`` grey or ``(H, W, 3)``, uint8 or in [0, 1].
 
-    Args:
-        titles: one above each image.
-        ncols: images in a row.
-        width: of the figure, in inches.
+    ``titles`` stand above the images, ``ncols`` of them in a row; ``width``: of all, in inches.
     """
     arrays = [np.squeeze(np.asarray(image)) for image in images]
     ncols = min(ncols, len(arrays))
@@ -48,11 +45,8 @@ def overlay(image: np.ndarray, mask: np.ndarray, ax: Axes | None = None) -> Figu
 
     Args:
         image: ``(H, W)`` or ``(H, W, 3)``, uint8 or in [0, 1].
-        mask: ``(H, W)``, True on the car.
+        mask: ``(H, W)``, True on the car (DataError: probabilities; ValueError: another size).
         ax: where to draw; None makes a figure.
-
-    Raises:
-        DataError: probabilities instead of a mask. ValueError: a mask of another size.
     """
     image, mask = np.squeeze(np.asarray(image)), np.squeeze(to_binary(mask))
     if image.shape[:2] != mask.shape:

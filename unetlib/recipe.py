@@ -32,7 +32,8 @@ class Recipe:
     """All settings of a training run; the defaults are the course's baseline recipe.
 
     Network, augmentation, loss, optimizer and schedule are a built-in name, a name registered in
-    their table (``LOSSES["focal"] = focal_loss``), or the function itself.
+    their table (``LOSSES["focal"] = focal_loss``), or the function itself. An impossible
+    setting is a ValueError, one sentence that names it.
 
     Attributes:
         network: ``unet``, or f() -> a module that maps ``(B, C, H, W)`` to ``(B, 1, H, W)`` logits,
@@ -44,8 +45,7 @@ class Recipe:
         size: image side, or (height, width), in pixels; the U-Net's lowest level needs 2x2 or more.
         colour: three channels, red, green and blue, instead of grey.
         mask: of both losses, ``hard`` (0/1) or ``soft`` (area coverage); Dice is of hard masks.
-        augment: a name in ``AUGMENTATIONS``, f(images, masks) -> (images, masks) on a batch, or a
-            torchvision v2 transform, image by image (see ``dataset.CarvanaDataset``).
+        augment: a name in ``AUGMENTATIONS``, a function or a transform, see ``CarvanaDataset``.
         loss: ``bce``, ``dice``, ``bce_dice`` or f(logits, masks) -> scalar, also of a single image.
         optimizer: ``adam``, ``adamw``, ``sgd`` (momentum 0.9), ``muon`` (see there), or
             f(parameters, lr) -> Optimizer.
@@ -66,9 +66,6 @@ class Recipe:
         precision: ``fp32``, ``bf16`` (autocast), or ``auto``: bf16 where the hardware has it.
         compile: ``torch.compile`` the model: pays on long GPU runs, needs a C++ compiler.
         seed: of initial weights, image order and augmentation; 0 to 10**14.
-
-    Raises:
-        ValueError: an impossible setting; one sentence that names it.
     """
 
     network: str | Callable = "unet"

@@ -13,9 +13,7 @@ def seeded(seed: int, *place: int) -> Iterator[None]:
     """Random numbers of PyTorch (on the CPU), NumPy and Python that depend on the arguments alone.
 
     Afterwards all three go on where they were. Meanwhile PyTorch's default type is float32.
-
-    Args:
-        place: further integers, such as an epoch and a row, for other numbers of the same seed.
+    ``place``: further integers, such as an epoch and a row, for other numbers of the same seed.
     """
     if place:
         (seed,) = map(int, np.random.SeedSequence((seed, *place)).generate_state(1, np.uint64))

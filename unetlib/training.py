@@ -106,8 +106,7 @@ class Learner:
     def step(self, images: torch.Tensor, masks: torch.Tensor, weight: float = 1.0) -> float:
         """Learn from a batch, float32 ``(B, C, H, W)`` and ``(B, 1, H, W)``; the sum of its losses.
 
-        Args:
-            weight: multiplies the gradient; 1 unless processes share the batch.
+        ``weight`` multiplies the gradient; it is 1 unless processes share the batch.
 
         Raises:
             TrainingError: the loss is not a number, or far too large.
@@ -158,6 +157,8 @@ def train(
 ) -> Iterator[dict[str, float]]:
     """Train epoch by epoch; yields a row of the history after each.
 
+    TrainingError: a loss is not a number, or far too large.
+
     Args:
         train_sets: by image size; the recipe says which size an epoch sees.
         val_sets: by image size, pictures of other groups; an epoch is judged at the size it saw.
@@ -167,9 +168,6 @@ def train(
     Yields:
         epoch, lr (at its start), train_loss (mean over images), val_loss, val_dice, val_iou and
         val_ further metrics (see ``Learner.validate``), seconds (validation included).
-
-    Raises:
-        TrainingError: a loss is not a number, or far too large.
     """
     recipe = learner.recipe
     images = len(train_sets[recipe.size])

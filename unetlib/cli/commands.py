@@ -195,7 +195,6 @@ def compare(
 
 def download(
     target: Path | None = None,
-    subset: int | None = None,
     test: bool = False,
     source: Annotated[Path | None, arg(name="from")] = None,
     json: Json = False,
@@ -204,11 +203,10 @@ def download(
 
     Args:
         target: Where to unpack; default: data/carvana.
-        subset: Afterwards write a small set of this many cars beside it.
         test: Also the 100,064 test photos.
         source: A folder that holds the archives already; nothing is fetched.
     """
-    return dict(data=str(unetlib.download(target, subset=subset, test=test, source=source)))
+    return dict(data=str(unetlib.download(target, test=test, source=source)))
 
 
 def subset(
@@ -242,7 +240,7 @@ def check(data: Positional[Data] = None, json: Json = False):
 
 def rows_for(checkpoint: Path, data: Path | None) -> tuple:
     """Training and validation rows, of the model's own data or of others, which is said."""
-    from unetlib.carvana import files_in, folders_in
+    from unetlib.fetch.pairs import files_in, folders_in
     from unetlib.store.model_file import load_plain
     from unetlib.support.memory import fingerprint
 

@@ -1,8 +1,15 @@
 """Exported files, images -> tables of how alike, how good, how fast and how large they are."""
 
+import json
+import os
+import subprocess
+import sys
+import tempfile
 from collections.abc import Iterator
 from copy import copy
+from functools import partial
 from pathlib import Path
+from timeit import timeit
 
 import numpy as np
 import pandas as pd
@@ -10,7 +17,6 @@ import torch
 from tqdm.auto import tqdm
 
 from unetlib.dataset import CarvanaDataset
-from unetlib.deploy.benchmark import benchmark, cold_start
 from unetlib.deploy.formats import missing_runtime
 from unetlib.deploy.manifest import FILES, RUNTIMES, exported_files, read_manifest
 from unetlib.deploy.predict import BATCH_SIZE, Predictor, enlarge, load_predictor
@@ -19,6 +25,7 @@ from unetlib.masks import load_mask
 from unetlib.metrics import dice
 from unetlib.store.model_file import load_plain
 from unetlib.support.cache import decode_once
+from unetlib.support.errors import ModelFileError
 
 TOLERANCE = 1e-4  # largest difference in probability allowed to the float formats
 INT8_TOLERANCE = 0.01  # Dice that int8 may lose before it is marked
@@ -28,16 +35,14 @@ NOTE = "undertrained?"  # the mark: a well-trained network loses much less
 def parity(models_dir, samples: pd.DataFrame, network=None, logits=None) -> pd.DataFrame:
     """Compare every exported format with the PyTorch file on real images, freshly loaded.
 
+    A row per format: ``format``, ``file``, ``bytes``, ``max_abs_diff`` (of probabilities),
+    ``pixels_changed`` (share on the other side of the threshold), ``dice`` (mean over images, hard
+    masks), ``dice_difference`` (to PyTorch), ``note`` (of an int8 file: ``NOTE`` or "").
+
     Args:
-        models_dir: where ``export_all`` wrote.
-        samples: sample table with masks.
+        models_dir, samples: where ``export_all`` wrote, and a sample table with masks.
         network: of an own network, see ``load_model``.
         logits: a ``.npy`` file of the PyTorch file's, where this process lacks ``network``.
-
-    Returns:
-        A row per format: ``format``, ``file``, ``bytes``, ``max_abs_diff`` (of probabilities),
-        ``pixels_changed`` (share on the other side of the threshold), ``dice`` (mean over images,
-        hard masks), ``dice_difference`` (to PyTorch), ``note`` (of an int8 file: ``NOTE`` or "").
     """
     paths, rows = [Path(models_dir) / file for file in FILES.values()], []
     predictors = [load_predictor(path, "cpu") for path in paths[1:]]
@@ -79,15 +84,11 @@ def compare(
 ) -> pd.DataFrame:
     """Compare all ways to run the exported model on the CPU: quality, speed, size and memory.
 
-    Args:
-        samples: sample table with masks.
-        models_dir, runtimes, network: see ``predictors_in``, also for the errors.
-
-    Returns:
-        A row per predictor, in ``predictors_in``'s order: ``name``, ``dice`` at the model's size,
-        ``dice_full`` at the original size, ``agreement`` (share of pixels on the same side of the
-        threshold as the first), ``max_abs_diff`` (of probabilities), ``megabytes``, ``peak_mb``,
-        ``first_s`` (see ``cold_start``), ``p50_ms``, ``p95_ms``, ``ratio``.
+    ``samples`` is a sample table with masks; other arguments and errors as for ``predictors_in``.
+    A row per predictor, in its order: ``name``, ``dice`` at the model's size, ``dice_full`` at the
+    original size, ``agreement`` (share of pixels on the same side of the threshold as the first),
+    ``max_abs_diff`` (of probabilities), ``megabytes``, ``peak_mb``, ``first_s`` (see
+    ``cold_start``), ``p50_ms``, ``p95_ms``, ``ratio``.
     """
     predictors = predictors_in(models_dir, runtimes=runtimes, network=network)
     rows = []
@@ -112,15 +113,10 @@ def predictors_in(
     installed. A line is printed for each that is left out.
 
     Args:
-        models_dir: where ``export_all`` wrote; a format whose file is missing is skipped.
-        threads: number of CPU threads to compute with; None: all cores.
-        runtimes: extra ones, of ``manifest.RUNTIMES``; one need not be in a list.
+        models_dir: where ``export_all`` wrote (DataError: nothing); a missing file is skipped.
+        threads: see ``load_predictor``, also for the other errors.
+        runtimes: extra ones, of ``manifest.RUNTIMES`` (else a ValueError); one needs no list.
         network: of an own network, see ``load_model``; None leaves its ``.pth`` file out.
-
-    Raises:
-        DataError: no exported model in the folder.
-        ModelFileError: a file is damaged or not the exported one.
-        ValueError: an unknown runtime, or ``threads`` is not an integer above 0.
     """
     runtimes = [runtimes] if isinstance(runtimes, str) else list(runtimes)
     if unknown := [runtime for runtime in runtimes if runtime not in RUNTIMES]:
@@ -148,3 +144,71 @@ def predictors_in(
         if name in files and runtime in (None, *runtimes)
         if not {files[name], precision, runtime} & problems.keys()
     ]
+
+
+def benchmark(predictors, batch_sizes=(1,), repeats: int = 30, warm_up: int = 3) -> pd.DataFrame:
+    """Time the bare models on random input, in turns within every repeat: a machine that slows
+    down (heat, other programs) then favours none of them. A row per predictor and batch size:
+    ``name``, ``batch``, ``p50_ms`` and ``p95_ms`` of one call, ``images_per_second`` (at the
+    median), ``ratio`` (how many times faster than the first predictor at that batch size).
+    """
+    predictors, rng, tables = list(predictors), np.random.default_rng(0), []
+    for batch_size in batch_sizes:
+        times = [[] for _ in predictors]
+        for _ in tqdm(range(warm_up + repeats), desc=f"timing batches of {batch_size}"):
+            for predictor, taken in zip(predictors, times, strict=True):
+                batch = rng.random((batch_size, *predictor.shape), np.float32)
+                taken.append(timeit(partial(predictor.logits, batch), number=1))
+        p50, p95 = 1000 * np.percentile(np.array(times)[:, warm_up:], [50, 95], axis=1)
+        speeds = dict(p50_ms=p50, p95_ms=p95, images_per_second=1000 * batch_size / p50)
+        names = dict(name=[one.name for one in predictors], batch=batch_size)
+        tables.append(pd.DataFrame(names | speeds | dict(ratio=p50[0] / p50)))
+    return pd.concat(tables, ignore_index=True)
+
+
+COLD_START = """
+import json, sys, threading, time, numpy, psutil
+from unetlib.deploy.predict import load_predictor
+status = psutil.Process().memory_info
+memory = [status().rss]
+def watch():
+    while not time.sleep(0.002):
+        memory.append(status().rss)
+threading.Thread(target=watch, daemon=True).start()
+started = time.perf_counter()
+predictor = load_predictor(device="cpu", **json.loads(sys.argv[1]))  # which predicts once
+seconds = time.perf_counter() - started
+for _ in range(2):
+    predictor.logits(numpy.zeros((1, *predictor.shape), numpy.float32))
+print(json.dumps(dict(peak_mb=(max(memory) - memory[0]) / 1e6, first_s=seconds)))
+"""
+
+
+def cold_start(predictor: Predictor) -> dict[str, float]:
+    """What a fresh process needs until the first prediction (ModelFileError: it failed).
+
+    ``peak_mb`` is resident memory in MB on top of the imports, while loading and predicting three
+    single images; ``first_s`` seconds for loading the model and its first prediction. Both are nan
+    for the ``.pth`` file of an own network, whose class another process lacks.
+    """
+    if predictor.network:
+        return dict(peak_mb=np.nan, first_s=np.nan)
+    path, settings = str(predictor.path), ("precision", "runtime", "trust")
+    how = json.dumps(dict(path=path) | {name: getattr(predictor, name) for name in settings})
+    with tempfile.TemporaryDirectory() as fresh:  # what torch.compile kept before does not count
+        shown = in_a_fresh_process(COLD_START, how, what=path, TORCHINDUCTOR_CACHE_DIR=fresh)
+    return json.loads(shown)
+
+
+def in_a_fresh_process(code: str, *arguments: str, what: str | Path, **environment: str) -> str:
+    """The last line that a separate Python program prints; it has only its arguments and the files.
+
+    ModelFileError: it failed; ``what``, the file or folder that it works on, is named.
+    """
+    known = os.environ | dict(PYTHONPATH=os.pathsep.join(filter(None, sys.path))) | environment
+    command = [sys.executable, "-c", code, *arguments]
+    finished = subprocess.run(command, capture_output=True, text=True, env=known)
+    if finished.returncode:
+        reason = finished.stderr.strip().rpartition("\n")[2] or f"exit {finished.returncode}"
+        raise ModelFileError(f"{what}: a fresh process cannot use it: {reason}")
+    return finished.stdout.strip().rpartition("\n")[2]

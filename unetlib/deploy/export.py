@@ -31,8 +31,7 @@ from torch.export import Dim
 from tqdm.auto import tqdm
 
 from unetlib.dataset import CarvanaDataset, to_tensor
-from unetlib.deploy.benchmark import in_a_fresh_process
-from unetlib.deploy.compare import TOLERANCE, parity
+from unetlib.deploy.compare import TOLERANCE, in_a_fresh_process, parity
 from unetlib.deploy.formats import METADATA_KEY, describe_onnx
 from unetlib.deploy.manifest import FILES, MANIFEST, check_manifest, folder_lock, write_manifest
 from unetlib.metrics import dataset_logits
@@ -52,7 +51,8 @@ def export_all(
 ) -> pd.DataFrame:
     """Write a run's best model in every format and prove, in a fresh process, that they agree.
 
-    An int8 file that loses more than 0.01 Dice, as undertrained networks do, is kept, but marked.
+    The result is the table of ``parity``. An int8 file that loses more than 0.01 Dice, as those of
+    undertrained networks do, is kept, but marked.
 
     Args:
         run: a trained run (``store.runs.Run``), or the path of a model file.
@@ -60,9 +60,6 @@ def export_all(
         train: sample table; up to 32 of its images calibrate the quantisation.
         val: sample table on which the formats are compared.
         network: of an own network, see ``load_model``; None takes the one of a run's recipe.
-
-    Returns:
-        The table of ``parity``.
 
     Raises:
         ModelFileError: no finished epoch; a float format, then removed, differs by over 1e-4 in
@@ -202,10 +199,8 @@ def quantize_int8(onnx_path: str | Path, path: str | Path, calibration: np.ndarr
     Weights become int8 with a scale per output channel; activations uint8 with one per tensor, from
     their range on the calibration images: the fast pair on CPUs. Weights use 7 of the 8 bits:
     without VNNI instructions, pairs of products are summed in 16 bits and would overflow. ONNX
-    Runtime has no 8-bit transposed convolution: those two stay float.
-
-    Args:
-        calibration: 16 to 64 training images as the dataset gives them, float32 ``(N, C, H, W)``.
+    Runtime has no 8-bit transposed convolution: those two stay float. ``calibration``: 16 to 64
+    training images as the dataset gives them, float32 ``(N, C, H, W)``.
     """
     description = onnx.load(onnx_path).metadata_props[0].value
     batches = iter([{"input": image[None]} for image in calibration])

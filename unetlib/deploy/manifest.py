@@ -56,12 +56,9 @@ def write_manifest(folder: Path, files: Iterable[Path] | None = None, **notes: s
 
     For each file the manifest holds its SHA-256, its size in bytes, ``weights`` (the SHA-256 of the
     ``.pth`` file whose weights it has) and, where there is something to know, a ``note``. Another
-    program's is refused, see ``check_manifest``.
-
-    Args:
-        files: written just now, all of the same weights, beside what the manifest says of others;
-            None: every exported file there is, and no other.
-        notes: file name -> what a user should know of it.
+    program's is refused, see ``check_manifest``. ``files`` were written just now, all of the same
+    weights, beside what the manifest says of others; None: every exported file, and no other.
+    ``notes``: by file name, what a user should know of it.
     """
     content, weights = check_manifest(folder), file_hash(folder / FILES["pytorch"])
     if files is None:
@@ -101,9 +98,7 @@ def exported_files(folder: Path) -> dict[str, Path]:
 def check_file(path: str | Path, trust: bool = False, runtime: Runtime | None = None) -> str:
     """What kind of model file this is, or why it must not be opened; nothing of it is executed.
 
-    Args:
-        trust: do not ask ``manifest.json`` beside it.
-        runtime: in place of the file's own, see ``RUNTIMES``.
+    ``trust``: do not ask ``manifest.json``. ``runtime``: not the file's own, see ``RUNTIMES``.
 
     Returns:
         ``pytorch`` (weights), ``torchscript``, ``exported`` or ``onnx`` (int8 files included). A

@@ -13,8 +13,9 @@ from unetlib.deploy.formats import Logits, missing_runtime, open_onnx, open_torc
 from unetlib.deploy.manifest import FILES, check_file
 from unetlib.device import pick_device
 from unetlib.pictures import image_size, load_image, sides
+from unetlib.recipe import PRETRAINED
 from unetlib.support.errors import ModelFileError
-from unetlib.support.folders import PRETRAINED, models_dir
+from unetlib.support.folders import models_dir
 
 BATCH_SIZE = 16
 
@@ -49,18 +50,14 @@ class Predictor:
     ) -> np.ndarray | list[np.ndarray]:
         """Probability of the object for every pixel; the model's small map enlarged bilinearly.
 
+        float32 ``(H, W)`` in [0, 1]; of a list, a list of them.
+
         Args:
-            image_or_images: what ``load_image`` takes; or a list, iterator or table column of that.
+            image_or_images: what ``load_image`` takes and refuses; or a list, iterator or table
+                column of that.
             size: of the result: ``original`` (the image's own), ``model`` (as the model gives it,
-                nothing enlarged), or ``(height, width)`` in pixels, or a square's side.
+                nothing enlarged), or what ``pictures.sides`` takes and refuses.
             flip: predict the mirrored picture too and take the mean (test-time augmentation).
-
-        Returns:
-            float32 ``(H, W)`` in [0, 1]; for a list, a list of them.
-
-        Raises:
-            DataError: an image cannot be read.
-            ValueError: an impossible size.
         """
         if not isinstance(size, str) or size not in ("original", "model"):
             size = sides(size)
@@ -89,14 +86,11 @@ class Predictor:
         return [one > threshold for one in found] if isinstance(found, list) else found > threshold
 
     def predict_maps(self, images: np.ndarray, flip: bool = False) -> np.ndarray:
-        """Probabilities for images as ``load_image`` gives them, nothing resized.
+        """Probabilities, float32 ``(N, H, W)``, for images as ``load_image`` gives them.
 
-        Args:
-            images: uint8 ``(N, H, W)`` or in colour ``(N, H, W, 3)``, sides in multiples of the
-                model's stride; an own network's, except from ``.pth`` files, are always ``shape``.
-
-        Returns:
-            float32 ``(N, H, W)``.
+        Nothing is resized. The images, uint8 ``(N, H, W)`` or in colour ``(N, H, W, 3)``, have
+        sides in multiples of the model's stride; those of an own network, except from ``.pth``
+        files, are always as in ``shape``.
         """
         logits = torch.from_numpy(self.logits(to_tensor(images).numpy())[:, 0])
         maps = torch.sigmoid(logits).numpy()
@@ -124,13 +118,13 @@ def default_model(network=None, trust=False) -> Path:
     """The file that answers where none is named: ``models/unet_model.pth``. If that is missing or,
     as a warning says, does not open, the one in ``data/pretrained``, which is of no own network.
     """
-    own, shipped = (folder / FILES["pytorch"] for folder in (models_dir(), PRETRAINED))
+    own = models_dir() / FILES["pytorch"]
     try:
         if network is not None or (own.is_file() and load_predictor(own, "cpu", trust=trust)):
             return own
     except ModelFileError as error:
-        warnings.warn(f"{error} So {shipped} is asked.", stacklevel=3)
-    return shipped
+        warnings.warn(f"{error} So {PRETRAINED} is asked.", stacklevel=3)
+    return PRETRAINED
 
 
 def load_predictor(

@@ -80,14 +80,12 @@ def write_submission(
 
     The file appears whole or not at all; what was stopped or killed goes on where it was. An image
     that cannot be read, or whose name cannot be written, is listed in ``<stem>.unreadable.csv``.
+    Returns ``(file, problem)`` of each of these; [] in all processes but the first.
 
     Args:
         flip: predict the mirrored picture too and take the mean.
         accelerator: of one of several processes (``support.processes.start_accelerator``): they
             share the images, on one computer or on several with one file system.
-
-    Returns:
-        ``(file, problem)`` of each image that was left out; [] in all processes but the first.
 
     Raises:
         DataError: two images of one name, or none that can be read; or an output of another kind's

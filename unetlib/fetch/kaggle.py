@@ -8,7 +8,6 @@ from zlib import crc32
 from tqdm.auto import tqdm
 
 from unetlib.fetch.samples import find_samples
-from unetlib.fetch.subset import write_subset
 from unetlib.pictures import DataError
 from unetlib.support import folders
 
@@ -24,20 +23,16 @@ AGAIN = "check network and disk (KAGGLEHUB_CACHE names another), and start the s
 AGAIN += "or fetch the archives in a browser and use `python -m unetlib download --from FOLDER`"
 
 
-def download(target=None, subset: int | None = None, test=False, source=None) -> Path:
+def download(target=None, test=False, source=None) -> Path:
     """Fetch the real data set, unpack it and check it; a second call continues an interrupted one.
+
+    Returns the folder, for ``UNETLIB_DATA``. DataError: no access or network, a damaged archive, or
+    an incomplete data set.
 
     Args:
         target: the folder to fill; None: ``data/carvana`` in the repository.
-        subset: if given, also write that many cars at 480x320 into ``<target>-<subset>-cars``.
         test: also fetch and unpack ``test.zip`` (100,064 photos, several GB).
         source: a folder that holds the archives, perhaps of some of the cars; None: Kaggle.
-
-    Returns:
-        The folder for ``UNETLIB_DATA``: the target, or the subset's folder if one was asked for.
-
-    Raises:
-        DataError: no access, no network, a damaged archive, or an incomplete data set.
     """
     target = Path(target or folders.REPOSITORY / "data" / "carvana").resolve()
     for name in (*ARCHIVES, "test.zip") if test else ARCHIVES:
@@ -49,9 +44,7 @@ def download(target=None, subset: int | None = None, test=False, source=None) ->
     print(f"{target}: {found[0]} photos with masks of {found[1]} cars")
     if source is None and found != FULL_SET:
         raise DataError(f"{target / 'train_masks'} or train lacks files: delete both, start again.")
-    if subset is None:
-        return target
-    return write_subset(target, target.with_name(f"{target.name}-{subset}-cars"), subset)
+    return target
 
 
 def _fetch(name: str) -> Path:

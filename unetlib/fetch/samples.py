@@ -1,8 +1,7 @@
-"""Folders or patterns -> a table of samples; each new or changed file is looked into."""
+"""Folders or patterns -> a table of samples, or of all that is wrong with them."""
 
 import glob
 import os
-import warnings
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
@@ -13,15 +12,16 @@ import numpy as np
 import pandas as pd
 from tqdm.auto import tqdm
 
-from unetlib import carvana
-from unetlib.carvana import Pair, files_in, folders_in
-from unetlib.masks import read_mask
+from unetlib.carvana import Row, row_of, sample_table
+from unetlib.fetch.pairs import Pair, files_in, folders_in, list_folder, others_in, pair_up
+from unetlib.fetch.tables import RECREATE, read_table, summarize, warn_of
+from unetlib.masks import load_mask, read_mask, rle_decode
 from unetlib.pictures import ORIENTATION, SUFFIXES, DataError, Problem, image_size, opening, scale
 from unetlib.support import folders
 from unetlib.support.memory import recall, remembered
 
 # A pair's row of the table, None if it cannot be used; what is to be said; the object's grey.
-Finding = tuple[carvana.Row | None, list[Problem], float | None]
+Finding = tuple[Row | None, list[Problem], float | None]
 
 VERSION = 5  # raise it when inspect finds other things: what is remembered is forgotten
 
@@ -66,8 +66,8 @@ def find_samples(
         labels = {} if masks is None else dict.fromkeys(_files_of(masks))
         photos = [path for path in _files_of(images) if path not in labels]
         pairs = [(path, None) for path in photos], []
-        pairs, problems = pairs if masks is None else carvana.pair_up(photos, list(labels))
-        others = (_others_in(Path(one)) for one in {images, masks or images})
+        pairs, problems = pairs if masks is None else pair_up(photos, list(labels))
+        others = (others_in(Path(one)) for one in {images, masks or images})
         listed = pairs, sum(others, problems), False
     with remembered(f"samples-{VERSION}") as known:
         samples = collect(listed, partial(_inspect_once, known=known, mask_value=mask_value))
@@ -79,32 +79,6 @@ def find_samples(
     warn_of("left out", [one for one in samples.attrs["problems"] if one not in doubts])
     warn_of("doubtful", doubts)
     return samples if mask_value is None else samples.assign(mask_value=mask_value)
-
-
-def list_folder(root: Path) -> tuple[list[Pair], list[Problem], bool]:
-    """``carvana.list_pairs``, and what else is wrong: other files, packed archives, no images."""
-    (pairs, problems, cars), here = carvana.list_pairs(root), files_in(root)
-    for folder in (*folders_in(root), root / "test") if pairs else ():
-        problems += _others_in(folder)
-    for name in ("metadata.csv", "train_masks.csv", "train_masks", "train"):
-        archive = root / f"{name}.zip"
-        if archive in here and root / name not in here:
-            remedy = f'run `python -m zipfile -e "{archive}" "{root}"`'
-            if not os.access(root, os.W_OK):
-                remedy = f'run `python -m unetlib download --from "{root}" --target carvana`'
-            problems.insert(0, Problem(str(archive), "not unpacked", remedy))
-    if not pairs and not problems:
-        what = "no images here that you may see" if os.path.isdir(root) else "no such folder"
-        near = [one for one in (root.parent, *here) if all(map(files_in, folders_in(one)))]
-        right = near[0] if near else "photos in train/ or images/, masks in train_masks/ or masks/"
-        problems = [Problem(str(root), what, f"point --data or UNETLIB_DATA at {right}")]
-    return pairs, problems, cars
-
-
-def _others_in(folder: Path) -> list[Problem]:
-    others = sorted({*files_in(folder)} - {*files_in(folder, SUFFIXES)})
-    remedy = "save it as PNG, or move it"
-    return [Problem(str(path), "ignored: no picture", remedy) for path in others]
 
 
 def _files_of(place: str | Path) -> list[Path]:
@@ -133,7 +107,7 @@ def collect(listed: tuple, look: Callable[[Pair], Finding]) -> pd.DataFrame:
         doubt = f"kept, but {less} masks have the object as {kind:g}, and {more} as {usual:g}"
         remedy = f"if these are two things, choose one: find_samples(..., mask_value={kind:g})"
         problems.append(Problem(kinds[kind][0], doubt, remedy))
-    samples = carvana.sample_table(list(rows.values()), cars)
+    samples = sample_table(rows.values(), cars)
     samples.attrs["problems"] = problems
     return samples
 
@@ -176,7 +150,7 @@ def inspect(pair: Pair, mask_value: float | None = None, whole: bool = False) ->
     elif mask and pixels.all() == pixels.any():
         doubt = f"kept, but all {'white: only' if pixels.all() else 'black: no'} object"
         doubts.append(Problem(str(mask), doubt, "compare it with the photo"))
-    return None if problems else carvana.row_of(pair), problems + doubts, kind
+    return None if problems else row_of(*pair), problems + doubts, kind
 
 
 def _ends_well(path: Path) -> bool:
@@ -186,13 +160,43 @@ def _ends_well(path: Path) -> bool:
         return b"\xff\xd9" in (end := file.read()) or b"IEND" in end
 
 
-def warn_of(title: str, problems: list[Problem], stacklevel: int = 3) -> None:
-    """One warning on behalf of the caller, with a line for each kind of problem and its remedy."""
-    lines, table = [], pd.DataFrame(problems, columns=Problem._fields)
-    for reason, files in table.groupby(["problem", "remedy"], sort=False)["file"]:
-        more = f" and {len(files) - 1} more" * (len(files) > 1)
-        lines.append(str(Problem(files.iloc[0] + more, *reason)))
-    if len(lines) > 10:
-        lines[10:] = [f"and {len(lines) - 10} more; `python -m unetlib check` lists them all."]
-    if lines:
-        warnings.warn(f"{title}: " + "\n  ".join(lines), stacklevel=stacklevel)
+def check(root: str | Path | None = None) -> pd.DataFrame:
+    """Find all that is wrong with a data set at once: decode every file, compare the csv files.
+
+    ``find_samples`` takes the same folders (None: ``unetlib.data_dir()``) and is faster: it trusts
+    the inside of photos and reads no csv file. The table of text has a row for each problem and the
+    columns ``file`` (as seen from root), ``problem`` and ``remedy``; no rows if all is well.
+    """
+    root = Path(root if root is not None else folders.data_dir())
+    rles_csv, cars_csv = root / "train_masks.csv", root / "metadata.csv"
+    rles, problems = read_table(rles_csv, "img", "rle_mask")
+    cars, found = read_table(cars_csv, "id")
+    codes = {} if rles is None else rles.set_index("id")["rle_mask"]
+    samples = collect(list_folder(root), partial(_inspect_whole, codes=codes))
+    problems += found + samples.attrs["problems"]
+    if rles is not None:
+        missing = set(samples.loc[samples["mask"] != "", "id"]) - set(rles["id"])
+        lost = set(rles["id"]) - {path.stem for path in files_in(folders_in(root)[0], SUFFIXES)}
+        problems += summarize(rles_csv, missing, "image(s) without a row")
+        problems += summarize(rles_csv, lost, "row(s) without an image", "restore the images")
+    if cars is not None and "car" in samples:
+        missing = set(samples["car"]) - set(cars["id"])
+        problems += summarize(cars_csv, missing, "car(s) without a line", "add a line for each")
+    seen = [one._replace(file=Path(one.file).relative_to(root).as_posix()) for one in problems]
+    return pd.DataFrame(seen, columns=Problem._fields)
+
+
+def _inspect_whole(pair: Pair, codes: pd.Series | dict) -> Finding:
+    """``inspect`` with the photo decoded whole and the mask compared with its run-length code."""
+    (image, path), (row, problems, kind) = pair, inspect(pair, whole=True)
+    if row and path and image.stem in codes:
+        mask = load_mask(path)
+        try:
+            wrong = (rle_decode(codes[image.stem], *mask.shape) != mask).sum()
+            problem = f"differs from {path.name} in {wrong} pixels" if wrong else ""
+        except DataError as error:
+            problem = str(error).rstrip(".")
+        if problem:
+            table = str(path.parent.with_suffix(".csv"))
+            problems.append(Problem(table, f"row {image.stem}: {problem}", RECREATE))
+    return row, problems, kind

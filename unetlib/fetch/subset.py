@@ -21,16 +21,13 @@ def write_subset(
 
     Photos are reduced by area averaging; a mask pixel is car if at least half of its area was, and
     so is ``train_masks.csv``. A quarter as many test cars come along if there is a ``test/``.
+    DataError: too few cars, a damaged photo, or a target that is in use or in the source.
 
     Args:
         source: a folder in Carvana's layout; it is only read.
         target: a new or empty folder; it appears when everything is written, not before.
         cars: how many cars with masks, drawn at random by the seed.
-        size: ``(height, width)`` in pixels of every picture.
-
-    Raises:
-        DataError: too few cars, a damaged photo, or a target that is in use or in the source.
-        ValueError: see ``pictures.sides``.
+        size: ``(height, width)`` in pixels of every picture (ValueError: see ``pictures.sides``).
     """
     (height, width), source, target = sides(size), Path(source), Path(target).resolve()
     taken = target.exists() and (not target.is_dir() or any(target.iterdir()))

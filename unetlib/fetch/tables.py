@@ -2,13 +2,13 @@
 
 import csv
 import gzip
+import warnings
 import zlib
 from collections.abc import Iterable
 from pathlib import Path
 
 import pandas as pd
 
-from unetlib.fetch.samples import warn_of
 from unetlib.pictures import DataError, Problem
 from unetlib.support import folders
 
@@ -78,3 +78,15 @@ def summarize(path: Path, names: Iterable[str], what: str, remedy=RECREATE) -> l
     names = sorted(names)
     shown = ", ".join(names[:3]) + " ..." * (len(names) > 3)
     return [Problem(str(path), f"{len(names)} {what}: {shown}", remedy)] if names else []
+
+
+def warn_of(title: str, problems: list[Problem], stacklevel: int = 3) -> None:
+    """One warning on behalf of the caller, with a line for each kind of problem and its remedy."""
+    lines, table = [], pd.DataFrame(problems, columns=Problem._fields)
+    for reason, files in table.groupby(["problem", "remedy"], sort=False)["file"]:
+        more = f" and {len(files) - 1} more" * (len(files) > 1)
+        lines.append(str(Problem(files.iloc[0] + more, *reason)))
+    if len(lines) > 10:
+        lines[10:] = [f"and {len(lines) - 10} more; `python -m unetlib check` lists them all."]
+    if lines:
+        warnings.warn(f"{title}: " + "\n  ".join(lines), stacklevel=stacklevel)

@@ -21,14 +21,12 @@ FILES = ("recipe.json", "run.json", "last.pth", "next*.pth", "best.pth", "histor
 def compare_runs(runs: Mapping[str, Run] | Iterable[Run] | None = None) -> pd.DataFrame:
     """A row per run, the best first: the settings in which they differ, and how they did.
 
-    Args:
-        runs: by name, or a list; None: all in the runs folder.
+    ``runs``: by name, or a list; None: all in the runs folder.
 
-    Returns:
-        Index: the given name, or the run's. Columns: differing settings (also data, profile and
-        best_by; own code by its name, with its hash where that differs), best_dice, best_iou,
-        further metrics of the kept model, best_epoch, epochs (finished ones, as ``3/10`` if
-        stopped), seconds, images_per_second.
+    Index: the given name, or the run's. Columns: differing settings (also data, profile and
+    best_by; own code by its name, with its hash where that differs), best_dice, best_iou, further
+    metrics of the kept model, best_epoch, epochs (finished ones, as ``3/10`` if stopped), seconds,
+    images_per_second.
     """
     if not isinstance(runs, Mapping):
         runs = {run.folder.name: run for run in (find_runs() if runs is None else runs)}
@@ -59,10 +57,8 @@ def best_model(val: pd.DataFrame) -> Path:
     """The model file of the best Dice on these pictures; one line says which it is.
 
     Asked are the U-Nets trained under this profile that were validated on them, at the baseline's
-    size, and, except in profile ``ci``, the weights that come with the repository.
-
-    Raises:
-        ModelFileError: there is none.
+    size, and, except in profile ``ci``, the weights that come with the repository. ModelFileError:
+    there is none.
     """
     from unetlib.dataset import CarvanaDataset  # here: whoever lists runs needs no PyTorch
     from unetlib.metrics import evaluate
@@ -73,19 +69,18 @@ def best_model(val: pd.DataFrame) -> Path:
     for run in find_runs():
         alike = run.details["profile"] == here and run.details["data"].endswith(fingerprint(val))
         if alike and run.finished and (run.recipe.network, run.recipe.size) == ("unet", size):
-            found[run.checkpoint] = run.best_dice
+            found[f"run {run.folder.name}"] = run.best_dice, run.checkpoint
     if here != "ci" and PRETRAINED.is_file():
         model, info = load_model(PRETRAINED)
         table = evaluate(model, CarvanaDataset(val, info["size"], decode=decode_once))
-        found[PRETRAINED] = table["dice"].mean()
+        shipped = PRETRAINED.relative_to(folders.REPOSITORY).as_posix()
+        found[shipped] = table["dice"].mean(), PRETRAINED
     if not found:
         raise ModelFileError(f"{folders.runs_dir()}: no model of these pictures; train one first.")
     best = max(found, key=found.get)
-    shown = (
-        best.relative_to(folders.REPOSITORY) if best == PRETRAINED else f"run {best.parent.name}"
-    )
-    print(f"model: {shown}, Dice {found[best]:.4f} on these pictures, the best of {len(found)}")
-    return best
+    dice, path = found[best]
+    print(f"model: {best}, Dice {dice:.4f} on these pictures, the best of {len(found)}")
+    return path
 
 
 def clean_runs(keep: int | Mapping[str, Run] | Iterable[Run] = 10) -> list[str]:
@@ -93,9 +88,7 @@ def clean_runs(keep: int | Mapping[str, Run] | Iterable[Run] = 10) -> list[str]:
 
     Damaged and half-written runs are deleted, too. Links, and folders without a file of a run
     (TensorBoard writes into ``runs/`` as well), stay as they are. The cache fills up again by use.
-
-    Args:
-        keep: how many of the newest, or which ones (RunError: neither; nothing is deleted).
+    ``keep``: how many of the newest, or which ones (RunError: neither; nothing is deleted).
     """
     if isinstance(keep, (int, np.integer)) and not isinstance(keep, bool) and keep >= 0:
         keep = find_runs()[::-1][:keep]

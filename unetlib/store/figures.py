@@ -27,11 +27,9 @@ def show_predictions(images, masks, probabilities, titles=None, threshold=0.5) -
     In the last row, orange pixels are car that was missed, blue ones background taken for car.
 
     Args:
-        images: ``(H, W)`` each; masks: ``(H, W)`` 0/1; probabilities: ``(H, W)`` in [0, 1].
+        images: ``(H, W)`` each; masks: ``(H, W)`` 0/1 (DataError: other values).
+        probabilities, threshold: ``(H, W)`` each, and a number, in [0, 1] (ValueError: others).
         titles: above each column.
-
-    Raises:
-        ValueError: a mask, a probability or the threshold has other values (DataError: a mask).
     """
     given, columns = (images, map(to_binary, masks), probabilities), len(images)
     rows = [[np.squeeze(np.asarray(picture)) for picture in row] for row in given]

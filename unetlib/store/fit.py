@@ -32,7 +32,7 @@ from unetlib.store.question import code_hash, name_of, question_of
 from unetlib.store.runs import HISTORY, Run, find_runs, load_run, run_folder, run_lock, versions
 from unetlib.support.cache import decode_once
 from unetlib.support.memory import fingerprint, pair_hashes
-from unetlib.support.processes import begin, settle_batch_size, start_accelerator
+from unetlib.support.processes import SharedLearner, settle_batch_size, start_accelerator
 from unetlib.support.speed import memory_kept, out_of_memory_named
 from unetlib.training import Learner, TrainingError, train
 
@@ -55,8 +55,7 @@ def fit(
     weights of an undisturbed run; with a constant schedule also from a run of fewer epochs.
 
     Args:
-        recipe: all settings.
-        train, val: sample tables (rows of ``find_samples`` with masks).
+        recipe, train, val: all settings; sample tables (rows of ``find_samples`` with masks).
         on_epoch: called with the run after every epoch, for example ``LiveFigure()``; returning
             True stops the training there, and ``fit`` again goes on.
         retrain: train again even if the run is finished.
@@ -81,8 +80,7 @@ def fit(
     if best_by not in known:
         raise ValueError(f"best_by={best_by} is unknown: use one of {known}.")
     accelerator = start_accelerator()
-    data = f"{fingerprint(train)}-{fingerprint(val)}"
-    question = question_of(recipe, data, best_by, metrics)
+    question = question_of(recipe, f"{fingerprint(train)}-{fingerprint(val)}", best_by, metrics)
     folder = run_folder(question)
     with _alone(folder, accelerator), _stop_on_sigterm():
         run = state = None
@@ -184,7 +182,9 @@ def _train(recipe, train_rows, val_rows, question, state, on_epoch, metrics, acc
         batch_size, lr = state["batch_size"], state["lr"]
     steps = recipe.epochs * math.ceil(len(train_rows) / batch_size)
     with weights_named(recipe.start_from):
-        learner = begin(recipe, steps, lr, accelerator, metrics)
+        several = accelerator.num_processes > 1
+        kind, where = (SharedLearner, accelerator) if several else (Learner, device)
+        learner = kind(recipe, steps, lr, where, metrics)
     restore(learner, state, folder)
     if metrics:  # tried before an epoch is lost
         evaluate(learner.model, val_sets[recipe.size], metrics=metrics, rows=range(1))

@@ -22,16 +22,12 @@ def lr_find(
 ) -> pd.DataFrame:
     """Range test (https://arxiv.org/abs/1506.01186): raise the rate step by step, watch the loss.
 
+    A row per step: ``lr``, ``loss``, and ``smoothed`` (a running mean of the loss).
+
     Args:
         train: sample table, as for ``fit``.
         lowest, highest: the range; it ends early where the loss explodes.
-        steps: at least 3.
-
-    Returns:
-        A row per step: ``lr``, ``loss``, and ``smoothed`` (a running mean of the loss).
-
-    Raises:
-        TrainingError: the loss explodes within the first steps, or a batch does not fit in memory.
+        steps: at least 3 (TrainingError: it explodes earlier, or a batch does not fit in memory).
     """
     batch_size = 16 if recipe.batch_size == "auto" else recipe.batch_size
     settings = recipe.size, recipe.mask, recipe.augment, decode_once, recipe.colour

@@ -115,8 +115,7 @@ def weights_named(path: str | None) -> Iterator[None]:
 def load_model(path: str | Path, network: Callable | None = None) -> tuple[nn.Module, dict]:
     """Read a model file; nothing in it is executed (``weights_only=True``).
 
-    Args:
-        network: class or function that makes the network of the weights; a ``UNet`` needs none.
+    ``network``: class or function that makes the network of the weights; a ``UNet`` needs none.
 
     Returns:
         The model in evaluation mode on the CPU, and the file's other entries: ``size`` (side, or

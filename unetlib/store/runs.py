@@ -53,8 +53,6 @@ class Run:
     """A training run, finished or stopped half-way.
 
     Attributes:
-        folder: its home ``runs/<hash>/``.
-        recipe: its settings.
         history: a row per finished epoch: epoch, lr (at its start), train_loss, val_loss, val_dice,
             val_iou, seconds, val_dice_objects (if masks are empty), metrics (nan: not asked for).
         details: device, precision, batch_size, lr, processes, train_ids, val_ids, train_images,
@@ -63,8 +61,8 @@ class Run:
             coverage, probabilities, each ``(4, H, W)``; otherwise None.
     """
 
-    folder: Path
-    recipe: Recipe
+    folder: Path  # its home ``runs/<hash>/``
+    recipe: Recipe  # its settings
     history: pd.DataFrame
     details: dict
     preview: tuple[np.ndarray, np.ndarray, np.ndarray] | None = None
@@ -106,7 +104,6 @@ class Run:
     best_dice_objects = property(lambda self: self.at_best(_column("dice_objects", self.history)))
 
     seconds = property(lambda self: float(self.history["seconds"].sum()))
-
     device = property(lambda self: self.details["device"])
     precision = property(lambda self: self.details["precision"])
 
@@ -116,15 +113,12 @@ class Run:
         return self.details["train_images"] * len(self.history) / max(self.seconds, 1e-9)
 
     def model(self, which: str = "best", network: Callable | None = None):
-        """The trained network (``nn.Module``), on the CPU in evaluation mode.
+        """The trained network (``nn.Module``), on the CPU in evaluation mode. ModelFileError: no
+        epoch is finished yet, or the file is damaged, or needs ``network``.
 
         Args:
-            which: ``best`` or ``last``.
+            which: ``best`` or ``last`` (RunError: another word).
             network: of a run with an own network that was trained by another program.
-
-        Raises:
-            ModelFileError: no epoch is finished yet, or the file is damaged, or needs ``network``.
-            RunError: another word.
         """
         from unetlib.store.model_file import load_model, load_plain  # here: PyTorch is slow
 

@@ -9,7 +9,6 @@ from pathlib import Path
 AROUND = Path(__file__).resolve().parents[2]  # site-packages, if installed as a wheel
 REPOSITORY = AROUND if (AROUND / "pyproject.toml").is_file() else Path.cwd()
 SOLUTION = REPOSITORY / "data" / "solution" / "solution.csv"  # of the embedded set's test pictures
-PRETRAINED = REPOSITORY / "data" / "pretrained"  # weights that come with the repository
 
 
 def _named_by(variable: str, default: Path) -> Path:

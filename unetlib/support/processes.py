@@ -79,19 +79,10 @@ class SharedLearner(Learner):
         return pd.concat(gather_object([table])).sort_index()
 
 
-def begin(recipe: Recipe, total_steps: int, lr: float, accelerator, metrics=None) -> Learner:
-    """The learner of this process, alone or one of several."""
-    if accelerator.num_processes == 1:
-        return Learner(recipe, total_steps, lr, accelerator.device, metrics)
-    return SharedLearner(recipe, total_steps, lr, accelerator, metrics)
-
-
 def settle_batch_size(recipe: Recipe, images: int, accelerator: Accelerator) -> tuple[int, float]:
     """Batch size over all processes, and learning rate: the recipe's, or found for ``auto``.
 
-    ``auto`` is 16 on CPU and MPS, where asking for too much memory ends the process; on CUDA the
-    largest power of two that fits and leaves at least 20 steps an epoch. The rate then grows with
-    the square root of the batch size, the rule for Adam (https://arxiv.org/abs/2205.10287).
+    ``Recipe`` says what ``auto`` is; on CPU and MPS asking for too much memory ends the process.
     TrainingError: not even one image fits.
     """
     if recipe.batch_size != "auto" or accelerator.device.type != "cuda":
