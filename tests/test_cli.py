@@ -271,7 +271,7 @@ def test_the_fast_recipe_can_be_named_and_changed(data_set, monkeypatch, capsys)
     shown = capsys.readouterr().out
     folder = dict(line.split(": ", 1) for line in shown.splitlines() if ": " in line)["run"]
     recipe = load_run(folder).recipe
-    assert (recipe.schedule, recipe.optimizer, recipe.augment) == ("one_cycle", "adamw", "mild")
+    assert (recipe.schedule, recipe.optimizer, recipe.augment) == ("one_cycle", "muon", "mild")
     assert (recipe.loss, recipe.widths) == ("bce", (2, 4))
 
 
