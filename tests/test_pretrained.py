@@ -89,6 +89,7 @@ def test_without_an_own_export_the_shipped_weights_answer(capsys, embedded):
 
 
 def test_few_pictures_are_learned_from_the_shipped_weights(tables, monkeypatch):
+    monkeypatch.setenv("UNETLIB_PROFILE", "ci")
     recipe = Recipe.few(epochs=1, size=32, precision="fp32")
     assert recipe.start_from == str(PRETRAINED)
     assert profile().scale(recipe).widths == (64, 128, 256)  # those that the weights have
@@ -100,8 +101,9 @@ def test_few_pictures_are_learned_from_the_shipped_weights(tables, monkeypatch):
 
 def test_the_best_model_is_an_own_run_or_the_shipped_weights(tables, embedded, monkeypatch, capsys):
     _, val = tables
+    monkeypatch.setenv("UNETLIB_PROFILE", "ci")
     with pytest.raises(ModelFileError):
-        best_model(val)  # in profile ci, the shipped weights do not count
+        best_model(val)  # the shipped weights do not count here
     run = fit(profile().scale(NARROW), *tables)
     assert best_model(val) == run.checkpoint
     assert run.folder.name in capsys.readouterr().out
@@ -114,8 +116,9 @@ def test_the_best_model_is_an_own_run_or_the_shipped_weights(tables, embedded, m
 
 
 @pytest.mark.slow
-def test_make_pretrained_trains_exports_and_writes_the_card(tmp_path):
+def test_make_pretrained_trains_exports_and_writes_the_card(tmp_path, monkeypatch):
     """A short version: the narrow net of profile ci, one epoch, no further cars."""
+    monkeypatch.setenv("UNETLIB_PROFILE", "ci")
     command = [sys.executable, REPOSITORY / "tools" / "pretrained.py", "--out", tmp_path]
     command += ["--cars", "0", "--epochs", "1", "--seeds", "0", "1"]
     subprocess.run([*map(str, command)], check=True, timeout=600)

@@ -162,9 +162,8 @@ def write_card(path: Path, run: Run, seeds: pd.DataFrame, scores: dict, cars: in
     """The model card: where the weights come from, what they reach, what they cannot do."""
     size = run.recipe.size
     table = seeds.round(dict(minutes=0)).map("{:.4g}".format)
-    facts = dict(
-        seed=run.recipe.seed, recipe=run.recipe.changes, size=size, scores=scores, cars=cars
-    )
+    settings = ", ".join(f"{name}={value!r}" for name, value in run.recipe.changes.items())
+    facts = dict(seed=run.recipe.seed, recipe=settings, size=size, scores=scores, cars=cars)
     facts |= dict(minutes=run.seconds / 60, precision=run.precision)
     facts |= dict(images=run.details["train_images"])
     facts |= dict(parameters=count_parameters(run.model()), machine=machine())
