@@ -119,12 +119,12 @@ def test_the_best_model_is_an_own_run_or_the_shipped_weights(tables, embedded, m
 def test_make_pretrained_trains_exports_and_writes_the_card(tmp_path, monkeypatch):
     """A short version: the narrow net of profile ci, one epoch, no further cars."""
     monkeypatch.setenv("UNETLIB_PROFILE", "ci")
-    command = [sys.executable, REPOSITORY / "tools" / "pretrained.py", "--out", tmp_path]
+    command = [sys.executable, REPOSITORY / "tools" / "pretrained.py", "--out", out := tmp_path / "out"]
     command += ["--cars", "0", "--epochs", "1", "--seeds", "0", "1"]
     subprocess.run([*map(str, command)], check=True, timeout=600)
-    names = {path.name for path in tmp_path.iterdir()}
+    names = {path.name for path in out.iterdir()}
     assert names == {FILES["pytorch"], FILES["int8"], "manifest.json", "README.md"}
-    card = (tmp_path / "README.md").read_text("utf-8")
+    card = (out / "README.md").read_text("utf-8")
     assert "Recipe(" in card and card.count("\n| ") == 3 and "{" not in card
     for kind in ("pytorch", "int8"):
-        check_file(tmp_path / FILES[kind])
+        check_file(out / FILES[kind])
