@@ -119,7 +119,12 @@ def test_the_best_model_is_an_own_run_or_the_shipped_weights(tables, embedded, m
 def test_make_pretrained_trains_exports_and_writes_the_card(tmp_path, monkeypatch):
     """A short version: the narrow net of profile ci, one epoch, no further cars."""
     monkeypatch.setenv("UNETLIB_PROFILE", "ci")
-    command = [sys.executable, REPOSITORY / "tools" / "pretrained.py", "--out", out := tmp_path / "out"]
+    command = [
+        sys.executable,
+        REPOSITORY / "tools" / "pretrained.py",
+        "--out",
+        out := tmp_path / "out",
+    ]
     command += ["--cars", "0", "--epochs", "1", "--seeds", "0", "1"]
     subprocess.run([*map(str, command)], check=True, timeout=600)
     names = {path.name for path in out.iterdir()}
