@@ -41,9 +41,12 @@ RECIPES = {
     "no skip connections": replace(REFERENCE, skips=False),
     "no batch norm": replace(REFERENCE, batch_norm=False),
     "AdamW": replace(REFERENCE, optimizer="adamw"),
+    "Muon, lr 0.05": replace(REFERENCE, optimizer="muon", lr=0.05),
+    "batches of 4": replace(REFERENCE, batch_size=4),
     "BCE + Dice": replace(REFERENCE, loss="bce_dice"),
     "soft masks": replace(REFERENCE, mask="soft"),
     "mild augmentation": replace(REFERENCE, augment="mild"),
+    "mild, random backgrounds": replace(REFERENCE, augment="backgrounds"),
     "half of the epochs": replace(REFERENCE, epochs=5),
     "first 6 epochs at half size": replace(REFERENCE, half_size_epochs=6),
 }
