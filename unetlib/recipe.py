@@ -142,7 +142,7 @@ class Recipe:
     @classmethod
     def few(cls, epochs: int = 25, **changes) -> "Recipe":
         """Fine-tune the weights that come with the repository on few pictures, 10 to 50."""
-        settings = dict(start_from="pretrained", lr=1e-3, half_size_epochs=0)
+        settings = dict(start_from="pretrained", lr=3e-3, half_size_epochs=0)
         return cls.fast(**(settings | dict(epochs=epochs) | changes))
 
     @property
