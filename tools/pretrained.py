@@ -31,7 +31,6 @@ from unetlib import (
     fit,
     load_mask,
     load_predictor,
-    profile,
     score,
     split_by_group,
     write_submission,
@@ -84,6 +83,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--epochs", type=int, help="default: as many as Recipe.best() has")
+    parser.add_argument("--size", type=int, default=128, help="smaller only to try this out")
     parser.add_argument("--cars", type=int, default=100, help="how many further cars (0: none)")
     parser.add_argument("--further", type=Path, default=REPOSITORY / "build" / "further")
     parser.add_argument("--real", type=Path, help="real cars in Carvana's layout, only judged by")
@@ -92,10 +92,9 @@ def main() -> None:
     samples = find_samples(REPOSITORY / "data" / "sample")
     train, val = split_by_group(samples)
     tables = [train, render(choice.further, choice.cars)] if choice.cars else [train]
-    train = profile().thin(pd.concat(tables, ignore_index=True))
-    epochs = {} if choice.epochs is None else dict(epochs=choice.epochs)
-    recipes = [profile().scale(Recipe.best(seed=seed, **epochs)) for seed in choice.seeds]
-    runs = [fit(recipe, train, val) for recipe in recipes]
+    train = pd.concat(tables, ignore_index=True)
+    given = dict(size=choice.size) | ({} if choice.epochs is None else dict(epochs=choice.epochs))
+    runs = [fit(Recipe.best(seed=seed, **given), train, val) for seed in choice.seeds]
     seeds = pd.DataFrame([judge(run, choice.real) for run in runs]).set_index("seed")
     best = max(runs, key=lambda run: run.best_dice)
 
@@ -122,12 +121,11 @@ per pixel out. `predict`, `load_predictor()` and `Recipe(start_from="pretrained"
 by `make pretrained` (`tools/pretrained.py`), figures and all.
 
 **Trained on** {images} rendered pictures alone: the training cars of `data/sample` (not its
-validation cars) and {cars} further cars with four views each, which `data/studio` draws from its
-seed. No photograph and no mask of `data/solution` was used to train it, or to choose the epoch or
-the seed: the validation cars did that. The recipe as such (augmentation, optimizer, steps) was
+validation cars){further}. No photograph and no mask of `data/solution`
+was used to train it, or to choose the epoch or the seed: the validation cars did that. The recipe as such (augmentation, optimizer, steps) was
 chosen by looking at six real cars as well; nothing was trained on those.
 
-**Recipe:** `Recipe.best(seed={seed})`, which changes the baseline in
+**Recipe:** `Recipe.best(...)`, which changes the baseline in
 
     {recipe}
 
@@ -137,9 +135,7 @@ chosen by looking at six real cars as well; nothing was trained on those.
 |---|{lines}|
 {rows}
 
-Dice, means over pictures, at {size}x{size} with hard masks. *real*: 96 photographs of six cars,
-which are not part of the repository, and the same by view and by car; *full size*: their
-probabilities enlarged to the photo's own size and thresholded then.
+Dice, means over pictures, at {size}x{size} with hard masks.{real}
 
 **Hidden solution** (128 pictures of eight cars, `data/solution`, at the pictures' own size):
 Dice {scores[pytorch]:.4f} with fp32, {scores[int8]:.4f} with int8.
@@ -158,12 +154,22 @@ Licence: CC0 1.0, as the pictures it was trained on.
 """
 
 
+FURTHER = """ and {cars} further cars
+with four views each, which `data/studio` draws from its seed"""
+REAL = """ *real*: photographs of {real_cars} cars,
+which are not part of the repository, and the same by view and by car; *full size*: their
+probabilities enlarged to the photo's own size and thresholded then."""
+
+
 def write_card(path: Path, run: Run, seeds: pd.DataFrame, scores: dict, cars: int) -> None:
     """The model card: where the weights come from, what they reach, what they cannot do."""
     size = run.recipe.size
     table = seeds.round(dict(minutes=0)).map("{:.4g}".format)
     settings = ", ".join(f"{name}={value!r}" for name, value in run.recipe.changes.items())
-    facts = dict(seed=run.recipe.seed, recipe=settings, size=size, scores=scores, cars=cars)
+    facts = dict(seed=run.recipe.seed, recipe=settings, size=size, scores=scores)
+    facts |= dict(further=FURTHER.format(cars=cars) if cars else "")
+    real_cars = sum(column.startswith("car ") for column in table.columns)
+    facts |= dict(real=REAL.format(real_cars=real_cars) if real_cars else "")
     facts |= dict(minutes=run.seconds / 60, precision=run.precision)
     facts |= dict(images=run.details["train_images"])
     facts |= dict(parameters=count_parameters(run.model()), machine=machine())

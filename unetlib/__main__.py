@@ -31,8 +31,9 @@ def main(arguments: list[str] | None = None) -> int:
     # The recipe that is named gives all other settings their defaults.
     parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     parser.add_argument("--recipe")
-    if settings := offered.SETTINGS.get(parser.parse_known_args(arguments)[0].recipe):
-        commands["train"] = partial(offered.train, settings=settings)
+    parser.add_argument("--epochs")
+    settings = offered.settings_of(**vars(parser.parse_known_args(arguments)[0]))
+    commands["train"] = partial(offered.train, settings=settings)
     try:
         result = tyro.extras.subcommand_cli_from_dict(
             commands, prog="python -m unetlib", description=DESCRIPTION, args=arguments

@@ -85,14 +85,15 @@ def backgrounds(images, masks):
         return images.new_empty(len(images), 1, 1, 1).uniform_(low, high)
 
     def surface():
-        return draw(0, 1) * (1 + draw(-0.7, 0.7) * x + draw(-0.7, 0.7) * y)
+        tone = images.new_empty(*images.shape[:2], 1, 1).uniform_()  # in colour: a colour
+        return tone * (1 + draw(-0.7, 0.7) * x + draw(-0.7, 0.7) * y)
 
     y, x = (torch.linspace(-1, 1, side).to(images) for side in images.shape[2:])
     y = y[:, None]
     horizon = draw(-0.6, 0.3) + draw(-0.3, 0.5) * x**2 + draw(-0.1, 0.1) * x
     scene = torch.where(y < horizon, surface(), surface()).clamp(0, 1)
-    behind = (draw(0, 1) < 0.5) & (masks < 0.5)
-    return mild(torch.where(behind, scene, images), masks)
+    pasted = masks * images + (1 - masks) * scene
+    return mild(torch.where(draw(0, 1) < 0.5, pasted, images), masks)
 
 
 AUGMENTATIONS = {"none": None, "flip": flip, "mild": mild, "backgrounds": backgrounds}

@@ -47,8 +47,8 @@ class Recipe:
         mask: of both losses, ``hard`` (0/1) or ``soft`` (area coverage); Dice is of hard masks.
         augment: a name in ``AUGMENTATIONS``, a function or a transform, see ``CarvanaDataset``.
         loss: ``bce``, ``dice``, ``bce_dice`` or f(logits, masks) -> scalar, also of a single image.
-        optimizer: ``adam``, ``adamw``, ``sgd`` (momentum 0.9), ``muon`` (see there), or
-            f(parameters, lr) -> Optimizer.
+        optimizer: ``adam``, ``adamw``, ``sgd`` (momentum 0.9), ``muon`` (lr 0.02 to
+            0.05), or f(parameters, lr) -> Optimizer.
         weight_decay: the optimizer's, which then gets it by that name; None: its own default.
         schedule: ``constant``; ``one_cycle``: up to ``lr``, then down to almost 0
             (https://arxiv.org/abs/1708.07120); ``cosine``: from ``lr`` down to 0; or
@@ -93,7 +93,8 @@ class Recipe:
 
     def __post_init__(self):
         start = getattr(self.start_from, "checkpoint", self.start_from)  # of a run
-        start = PRETRAINED if start == "pretrained" else start
+        if start == "pretrained" or (start and Path(start).resolve() == PRETRAINED):
+            start = PRETRAINED
         plain = dict(widths=tuple(map(index, self.widths)), lr=float(self.lr))
         plain |= dict(start_from=None if start is None else str(start), size=square(self.size))
         if self.weight_decay is not None:
@@ -105,15 +106,17 @@ class Recipe:
         shown = f"half of size={self.size}" if half else f"size={self.size}"
         ours, seen, whole = self.network == "unet", sides(self.size_in(1)), sides(self.size)
         of_the_unet = [name for name in OF_THE_UNET if name in self.changes]
+        free = start != PRETRAINED or (ours and not self.colour and not of_the_unet)
         for sound, sentence in (
             (ours or not of_the_unet, f"{of_the_unet}: pass network=partial(UNet, ...) instead"),
+            (free, "the pretrained weights are of the baseline's network, grey, not of this one"),
             (self.lr > 0, f"lr={self.lr} must be above 0"),
             (self.epochs > 0, f"epochs={self.epochs} must be above 0"),
             (self.patience is None or self.patience > 0, "patience must be above 0, or None"),
             (self.batch_size == "auto" or self.batch_size > 0, "batch_size must be above 0"),
             (min(self.widths, default=0) > 0, f"widths={self.widths} must name channel counts"),
             (0 <= self.seed <= LARGEST_SEED, f"seed must be between 0 and {LARGEST_SEED}"),
-            (0 <= half <= self.epochs, f"half_size_epochs={half} must be between 0 and epochs"),
+            (0 <= half < self.epochs, f"half_size_epochs={half} must be 0, or below epochs"),
             (not any(n % stride for n in seen + whole), f"{shown} must be a multiple of {stride}"),
             # Batch normalisation of one image needs more than one pixel, and so does the export.
             (not ours or min(seen) >= least, f"{shown} must be at least {least}, or fewer widths"),
@@ -121,14 +124,14 @@ class Recipe:
             _demand(sound, sentence)
 
     @classmethod
-    def fast(cls, **changes) -> "Recipe":
-        """The course's fast recipe: 3 epochs, two of them at half the size, but 4 times the steps.
+    def fast(cls, epochs: int = 3, **changes) -> "Recipe":
+        """The course's fast recipe: 3 epochs, two of them at half the size, in batches of 4.
 
         What each of its changes is worth: notebook 04. ``changes`` replace settings.
         """
         settings = dict(augment="mild", loss="bce_dice", optimizer="muon", schedule="one_cycle")
-        settings |= dict(lr=0.05, epochs=3, half_size_epochs=2, batch_size=4)
-        return cls(**(settings | changes))
+        settings |= dict(lr=0.05, half_size_epochs=min(2, epochs - 1), batch_size=4)
+        return cls(epochs=epochs, **(settings | changes))
 
     @classmethod
     def best(cls, epochs: int = 20, **changes) -> "Recipe":
@@ -137,13 +140,13 @@ class Recipe:
         ``data/pretrained`` is trained by it, and says what each choice is worth.
         """
         settings = dict(augment="backgrounds", half_size_epochs=epochs // 2, batch_size=8)
-        return cls.fast(**(settings | dict(epochs=epochs) | changes))
+        return cls.fast(epochs, **(settings | changes))
 
     @classmethod
     def few(cls, epochs: int = 25, **changes) -> "Recipe":
         """Fine-tune the weights that come with the repository on few pictures, 10 to 50."""
         settings = dict(start_from="pretrained", lr=3e-3, half_size_epochs=0)
-        return cls.fast(**(settings | dict(epochs=epochs) | changes))
+        return cls.fast(epochs, **(settings | changes))
 
     @property
     def stride(self) -> int:

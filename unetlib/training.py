@@ -173,6 +173,7 @@ def train(
     images = len(train_sets[recipe.size])
     steps = math.ceil(images / batch_size)
     done, hidden = (first_epoch - 1) * steps, learner.rank > 0
+    some_empty = any((one.coverage.max((1, 2)) < 128).any() for one in val_sets.values())
     with tqdm(None, "training", recipe.epochs * steps, initial=done, disable=hidden) as bar:
         for epoch in range(first_epoch, recipe.epochs + 1):
             started, lr = time.perf_counter(), learner.optimizer.param_groups[0]["lr"]
@@ -184,6 +185,8 @@ def train(
                     bar.update()
                 row = dict(epoch=epoch, lr=lr, train_loss=learner.total(loss) / images)
                 row |= learner.validate(val_sets[recipe.size_in(epoch)], batch_size)
+            if some_empty:  # small objects vanish at half size: a column of all epochs, or none
+                row.setdefault("val_dice_objects", row["val_dice"])
             if not math.isfinite(row["val_loss"]):
                 remedy = f"lower the learning rate (lr={recipe.lr:g}) and check the images"
                 raise TrainingError(f"The validation loss is {row['val_loss']}: {remedy}; {KEPT}.")

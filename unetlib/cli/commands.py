@@ -34,15 +34,19 @@ TYPES = get_type_hints(Recipe) | {name: Literal[names] for name, names in BUILT_
 OPTIONS = [(f.name, TYPES[f.name], f.default) for f in fields(Recipe) if f.name != "network"]
 CHECKS = dict(__doc__=Recipe.__doc__, __post_init__=lambda self: Recipe(**vars(self)) and None)
 Settings = make_dataclass("Settings", OPTIONS, namespace=CHECKS)
-RECIPES = dict(baseline=Recipe(), fast=Recipe.fast(), best=Recipe.best(), few=Recipe.few())
-SETTINGS = {
-    recipe: Settings(**{name: getattr(settings, name) for name, *_ in OPTIONS})
-    for recipe, settings in RECIPES.items()
-}
+BASELINE = Settings()
+RECIPES = dict(baseline=Recipe, fast=Recipe.fast, best=Recipe.best, few=Recipe.few)
+
+
+def settings_of(recipe: str | None, epochs: str | None) -> Settings:
+    """The settings of a recipe by name, for so many epochs; the baseline's, if it is unknown."""
+    given = dict(epochs=int(epochs)) if epochs and epochs.isdecimal() and int(epochs) else {}
+    made = RECIPES.get(recipe, Recipe)(**given)
+    return Settings(**{name: getattr(made, name) for name, *_ in OPTIONS})
 
 
 def train(
-    settings: OmitArgPrefixes[Settings] = SETTINGS["baseline"],
+    settings: OmitArgPrefixes[Settings] = BASELINE,
     recipe: Literal["baseline", "fast", "best", "few"] = "baseline",
     network: Network = None,
     data: Data = None,
@@ -55,7 +59,8 @@ def train(
     Started by torchrun or accelerate launch, all their processes train one model together.
 
     Args:
-        recipe: Where the settings start from.
+        recipe: Where the settings start from: fast (minutes), best (an evening on a laptop), few
+            (fine-tunes the weights of data/pretrained on some 10 to 50 pictures).
         output_dir: Where unet_model.pth is written; default: models.
         retrain: Train again even if this recipe was trained on this data before.
     """

@@ -84,11 +84,16 @@ def _check_output(output: Path, results: list[Path], signs: dict[Path, str]) -> 
     if output.resolve().name.lower() in TRUTH:
         raise DataError(f"{output}: named as a data set's own masks; choose another --output.")
     for path, sign in signs.items():
-        start = b"a folder" if os.path.isdir(path) else b""
-        if os.path.isfile(path):
-            with open(path, "rb") as file:
-                start = file.read(2**14).strip(b"\0")  # a power failure leaves nothing, or zeros
-            with suppress(zlib.error):  # of a file that gzip has not packed
-                start = zlib.decompressobj(31).decompress(start)
-        if start and sign.encode() not in start:
+        if not is_ours(path, sign, empty=True) and os.path.exists(path):
             raise DataError(f"{path}: not written by unetlib, so kept; choose another --output.")
+
+
+def is_ours(path: Path, sign: str = MASK_SIGN, empty: bool = False) -> bool:
+    """Whether a file has the sign of what unetlib writes, or, after a power cut, nothing in it."""
+    if not os.path.isfile(path):
+        return False
+    with open(path, "rb") as file:
+        start = file.read(2**14).strip(b"\0")
+    with suppress(zlib.error):  # of a file that gzip has not packed
+        start = zlib.decompressobj(31).decompress(start)
+    return sign.encode() in start or (empty and not start)

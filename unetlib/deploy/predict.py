@@ -116,13 +116,15 @@ def enlarge(probability: np.ndarray, size: tuple[int, int]) -> np.ndarray:
 
 def default_model(network=None, trust=False) -> Path:
     """The file that answers where none is named: ``models/unet_model.pth``. If that is missing or,
-    as a warning says, does not open, the one in ``data/pretrained``, which is of no own network.
+    as a warning says, damaged, the one in ``data/pretrained``.
     """
     own = models_dir() / FILES["pytorch"]
     try:
         if network is not None or (own.is_file() and load_predictor(own, "cpu", trust=trust)):
             return own
     except ModelFileError as error:
+        if error.needs_network:
+            raise
         warnings.warn(f"{error} So {PRETRAINED} is asked.", stacklevel=3)
     return PRETRAINED
 

@@ -28,7 +28,7 @@ from PIL import Image, ImageFilter
 from PIL.PngImagePlugin import PngInfo
 from tqdm.auto import tqdm
 
-from unetlib.deploy.images import HEADER, UNREADABLE_HEADER, Paths, code_files, mask_files
+from unetlib.deploy.images import HEADER, UNREADABLE_HEADER, Paths, code_files, is_ours, mask_files
 from unetlib.deploy.manifest import file_hash
 from unetlib.deploy.predict import BATCH_SIZE, Predictor, enlarge
 from unetlib.masks import rle_encode
@@ -68,6 +68,9 @@ def write_masks(
         for image, files in parts.items():
             for pair in zip(files, results[image], strict=True):
                 os.replace(*pair)
+            for kind in {"cutout", "overlay"} - {*kinds}:  # of an older mask
+                if is_ours(old := folder / f"{image.stem}_{kind}.png"):
+                    old.unlink()
 
     job = _Job(predictor, list(results), folder / ".parts", write, flip, accelerator, kinds)
     return job.run(finish, folder / "unreadable.csv")
@@ -137,9 +140,9 @@ class _Job:
 
     def run(self, finish: Callable[[dict[Path, list[Path]]], None], unreadable: Path) -> list:
         """Predict what is left, with the other processes; then end all jobs of this output."""
+        if self.rank == 0:
+            self.parts.mkdir(parents=True, exist_ok=True)
         try:
-            if self.rank == 0:
-                self.parts.mkdir(parents=True, exist_ok=True)
             if self.accelerator:  # one list for all, whatever happens to the images meanwhile
                 (self.results,) = broadcast_object_list([self.results])
             self._predict_share()

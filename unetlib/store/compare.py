@@ -68,7 +68,8 @@ def best_model(val: pd.DataFrame) -> Path:
     size, here, found = profile().scale(Recipe()).size, profile().name, {}
     for run in find_runs():
         alike = run.details["profile"] == here and run.details["data"].endswith(fingerprint(val))
-        if alike and run.finished and (run.recipe.network, run.recipe.size) == ("unet", size):
+        fits = (run.recipe.network, run.recipe.size, run.recipe.colour) == ("unet", size, False)
+        if alike and fits and run.finished:
             found[f"run {run.folder.name}"] = run.best_dice, run.checkpoint
     if here != "ci" and PRETRAINED.is_file():
         model, info = load_model(PRETRAINED)
@@ -79,6 +80,7 @@ def best_model(val: pd.DataFrame) -> Path:
         raise ModelFileError(f"{folders.runs_dir()}: no model of these pictures; train one first.")
     best = max(found, key=found.get)
     dice, path = found[best]
+    load_model(path)  # or an error that names it
     print(f"model: {best}, Dice {dice:.4f} on these pictures, the best of {len(found)}")
     return path
 

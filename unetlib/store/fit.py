@@ -187,7 +187,8 @@ def _train(recipe, train_rows, val_rows, question, state, on_epoch, metrics, acc
         learner = kind(recipe, steps, lr, where, metrics)
     restore(learner, state, folder)
     if metrics:  # tried before an epoch is lost
-        evaluate(learner.model, val_sets[recipe.size], metrics=metrics, rows=range(1))
+        for val_set in val_sets.values():
+            evaluate(learner.model, val_set, metrics=metrics, rows=range(1))
     details = dict(question=question, versions=versions())
     details |= {name: question[name] for name in ("profile", "data")}
     details |= dict(batch_size=batch_size, lr=lr, precision=learner.precision, device=str(device))

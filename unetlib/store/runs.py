@@ -146,10 +146,9 @@ def best_epoch(history: pd.DataFrame, best_by: Sequence[str], half_size_epochs: 
     """
     if history.empty:
         return 0
+    left_out = half_size_epochs if len(history) > half_size_epochs else 0
     scores = history[_column(best_by[0], history)] * (1 if best_by[1] == "max" else -1)
-    if scores[half_size_epochs:].notna().any():
-        scores = scores.where(history.index >= half_size_epochs)
-    return int(scores.fillna(-np.inf).argmax()) + 1
+    return left_out + int(scores[left_out:].fillna(-np.inf).argmax()) + 1
 
 
 def _column(score: str, history: pd.DataFrame) -> str:

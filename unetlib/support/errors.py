@@ -4,6 +4,8 @@
 class ModelFileError(ValueError):
     """A model file cannot be used: one sentence that names the file and the remedy."""
 
+    needs_network = False  # it is sound, and of an own network whose class was not given
+
 
 class RunError(ValueError):
     """A run's folder cannot be used: one sentence that names it and the remedy."""
