@@ -182,7 +182,7 @@ def recipes(draw) -> Recipe:
     """Any valid recipe, as far as the profile looks at it."""
     widths = draw(st.lists(st.integers(1, 300), min_size=1, max_size=8))
     epochs = draw(st.integers(1, 60))
-    half_size_epochs = draw(st.integers(0, epochs))
+    half_size_epochs = draw(st.integers(0, epochs - 1))
     step = max(4, 2 ** (len(widths) - 1)) * (2 if half_size_epochs else 1)
     least = 2 ** len(widths) * (2 if half_size_epochs else 1)
     return Recipe(

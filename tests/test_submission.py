@@ -257,8 +257,13 @@ def test_only_own_overlays_and_cut_outs_are_replaced(predictor, photos, tmp_path
     first = contents(tmp_path)
     write_masks(predictor, photos, tmp_path, **BOTH)
     assert contents(tmp_path) == first
-    write_masks(predictor, photos, tmp_path)  # the others stay
+    write_masks(predictor, photos, tmp_path)  # the others stay: they show the same masks
     assert contents(tmp_path) == first
+    predictor.threshold = 0.9
+    write_masks(predictor, photos, tmp_path)  # they would show masks that are no more
+    assert {name.name[-9:] for name in contents(tmp_path)} == {"_mask.png"}
+    predictor.threshold = 0.5
+    write_masks(predictor, photos, tmp_path, **BOTH)
     with Image.open(photos[0]) as opened:
         opened.save(tmp_path / f"{photos[0].stem}_{kind}.png")
     before = contents(tmp_path)

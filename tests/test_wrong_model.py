@@ -214,10 +214,10 @@ def test_without_a_path_the_own_export_answers_else_the_shipped_weights(shipped,
 
 
 @pytest.mark.fault(
-    "no --model, and the export in models/ is damaged, exchanged, or of an own network",
+    "no --model, and the export in models/ is damaged or exchanged",
     "one warning; the weights of the repository answer",
 )
-@pytest.mark.parametrize("wrong", ["cut", "a bit", "exchanged", "manifest", "own network", "nan"])
+@pytest.mark.parametrize("wrong", ["cut", "a bit", "exchanged", "manifest", "nan"])
 def test_an_export_that_does_not_open_is_said_and_the_shipped_one_answers(
     shipped, own, data_set, tmp_path, type_in, wrong
 ):
@@ -230,7 +230,7 @@ def test_an_export_that_does_not_open_is_said_and_the_shipped_one_answers(
     elif wrong == "manifest":
         (own.parent / MANIFEST).write_text("[")
     else:
-        model = Sum() if wrong == "own network" else UNet(widths=(2, 4))
+        model = UNet(widths=(2, 4))
         if wrong == "nan":
             torch.nn.init.constant_(model.head.bias, torch.nan)
         save_model(own, model, 16)
@@ -241,11 +241,24 @@ def test_an_export_that_does_not_open_is_said_and_the_shipped_one_answers(
     named = own.parent / MANIFEST if wrong == "manifest" else own
     assert warning.startswith(f"warning: {named}") and str(shipped) in warning
     assert result["model"].endswith(str(shipped)) and result["masks"] == 4
-    with pytest.warns(UserWarning, match=r"Sum" if wrong == "own network" else named.name):
+    with pytest.warns(UserWarning, match=named.name):
         assert load_predictor().path == shipped
     if wrong == "exchanged":  # by oneself, who says so
         with warnings.catch_warnings(action="error"):
             assert load_predictor(trust=True).path == own
+
+
+@pytest.mark.fault("no --model, and the export in models/ is of an own network", "refused, named")
+def test_an_own_network_is_asked_for_its_class_and_no_other_answers(
+    shipped, own, data_set, tmp_path, capsys
+):
+    save_model(own, Sum(), 16)
+    write_manifest(own.parent, [own])
+    typed = ["predict", data_set / "test", "--output", tmp_path / "s.csv"]
+    assert main(list(map(str, typed))) == 1
+    assert str(own) in capsys.readouterr().err and not (tmp_path / "s.csv").exists()
+    with pytest.raises(ModelFileError, match=r"Sum"):
+        load_predictor()
 
 
 def test_an_own_network_is_asked_for_by_its_class(shipped, tmp_path):

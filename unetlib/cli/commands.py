@@ -40,8 +40,8 @@ RECIPES = dict(baseline=Recipe, fast=Recipe.fast, best=Recipe.best, few=Recipe.f
 
 def settings_of(recipe: str | None, epochs: str | None) -> Settings:
     """The settings of a recipe by name, for so many epochs; the baseline's, if it is unknown."""
-    given = dict(epochs=int(epochs)) if epochs and epochs.isdecimal() and int(epochs) else {}
-    made = RECIPES.get(recipe, Recipe)(**given)
+    count = int(epochs) if epochs and epochs.isdecimal() else 0
+    made = RECIPES.get(recipe, Recipe)(**(dict(epochs=count) if count else {}))
     return Settings(**{name: getattr(made, name) for name, *_ in OPTIONS})
 
 

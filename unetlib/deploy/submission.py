@@ -43,8 +43,8 @@ def write_masks(
     """Write each image's mask as ``<stem>_mask.png`` (0/255, original size), all at the end.
 
     If asked for, also ``<stem>_overlay.png`` (``overlaid``), ``<stem>_cutout.png`` (``cut_out``).
-    Other arguments, result and errors as for ``write_submission``; what is left out is listed in
-    ``unreadable.csv`` among the masks. Only files written here are replaced.
+    Otherwise as ``write_submission``; what is left out is listed in ``unreadable.csv`` there. Only
+    files written here are replaced, or removed if they show an older mask.
     """
     drawn = [("cutout", cut_out)] * cutout + [("overlay", overlaid)] * overlay
     kinds = ["mask", *dict(drawn)]  # by the length of their names
@@ -66,9 +66,11 @@ def write_masks(
 
     def finish(parts: dict[Path, list[Path]]) -> None:
         for image, files in parts.items():
+            mask = results[image][0]
+            same = mask.is_file() and mask.read_bytes() == files[0].read_bytes()
             for pair in zip(files, results[image], strict=True):
                 os.replace(*pair)
-            for kind in {"cutout", "overlay"} - {*kinds}:  # of an older mask
+            for kind in () if same else {"cutout", "overlay"} - {*kinds}:  # of an older mask
                 if is_ours(old := folder / f"{image.stem}_{kind}.png"):
                     old.unlink()
 

@@ -4,7 +4,7 @@
 class ModelFileError(ValueError):
     """A model file cannot be used: one sentence that names the file and the remedy."""
 
-    needs_network = False  # it is sound, and of an own network whose class was not given
+    needs_network = False  # sound, but of an own network whose class was not given
 
 
 class RunError(ValueError):
