@@ -144,7 +144,7 @@ Dice {scores[pytorch]:.4f} with fp32, {scores[int8]:.4f} with int8.
 ## What each choice is worth
 
 How the recipe was found: trained on the 416 training pictures of `data/sample` for 15 epochs at
-64x64 with widths 32-64-128 and one seed (so that 0.002 says little); Dice on six real cars at 64x64.
+64x64, widths 32-64-128, one seed (so that 0.002 says little); Dice on six real cars at 64x64.
 
 | changed | Dice | changed | Dice |
 |---|---|---|---|
@@ -154,7 +154,7 @@ How the recipe was found: trained on the 416 training pictures of `data/sample` 
 | three random rectangles behind the car | 0.960 | **Muon, lr 0.05, `backgrounds`** | **0.975** |
 | both, or light that falls off behind the car | 0.960, 0.959 | the same, batches of 4 | 0.974 |
 | random grounds, turned, shifted and scaled | 0.948 | the same, lr 0.1 | 0.971 |
-| moving average of the weights (0.99) | 0.958 | the same, half of the pictures further cars | 0.974 |
+| moving average of the weights (0.99) | 0.958 | the same, half of it further cars | 0.974 |
 
 ## What it cannot do
 
@@ -172,8 +172,9 @@ Licence: CC0 1.0, as the pictures it was trained on.
 
 FURTHER = """ and {cars} further cars with four views each, which `data/studio` draws
 from its seed"""
-REAL = """ *real*: photographs of {real_cars} cars, which are not part of the repository, and the same by view and by car; *full size*: their
-probabilities enlarged to the photo's own size and thresholded then."""
+REAL = """ *real*: photographs of {real_cars} cars, which are
+not part of the repository, and the same by view and by car; *full size*: their probabilities
+enlarged to the photo's own size and thresholded then."""
 
 
 def write_card(path: Path, run: Run, seeds: pd.DataFrame, scores: dict, cars: int) -> None:
