@@ -16,8 +16,7 @@ class Muon(torch.optim.Optimizer):
 
     Args:
         lr: length of a step in each direction; 0.02 to 0.05, much more than Adam's.
-        weight_decay: share of ``lr`` by which weights shrink in each step.
-        momentum: share of the running mean of gradients that is kept (Nesterov's variant).
+        weight_decay, momentum: share of ``lr`` by which weights shrink; Nesterov's momentum.
     """
 
     def __init__(self, params, lr=0.02, weight_decay=0.01, momentum=0.95):
@@ -42,8 +41,9 @@ def orthogonal(update: torch.Tensor) -> torch.Tensor:
     rows, columns = matrix.shape
     matrix = matrix / (matrix.norm() + 1e-7)
     matrix = matrix.T if rows > columns else matrix
-    for _ in range(5 if min(rows, columns) > 1 else 0):
-        gram = matrix @ matrix.T
-        matrix = 3.4445 * matrix + (2.0315 * gram @ gram - 4.7750 * gram) @ matrix
-    matrix = matrix.T if rows > columns else matrix
+    gram, product = matrix @ matrix.T, (eye := torch.eye(len(matrix), device=matrix.device))
+    for _ in range(5 if min(rows, columns) > 1 else 0):  # on the small side, where it is cheap
+        factor = 3.4445 * eye - 4.7750 * gram + 2.0315 * gram @ gram
+        gram, product = factor @ gram @ factor, factor @ product
+    matrix = (product @ matrix).T if rows > columns else product @ matrix
     return matrix.reshape(update.shape) * max(1, rows / columns) ** 0.5
