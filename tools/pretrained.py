@@ -182,7 +182,7 @@ def write_card(path: Path, run: Run, seeds: pd.DataFrame, scores: dict, cars: in
     size = run.recipe.size
     table = seeds.round(dict(minutes=0)).map("{:.4g}".format)
     settings = ", ".join(f"{name}={value!r}" for name, value in run.recipe.changes.items())
-    facts = dict(seed=run.recipe.seed, recipe=settings, size=size, scores=scores)
+    facts = dict(recipe=settings, size=size, scores=scores)
     facts |= dict(further=FURTHER.format(cars=cars) if cars else "")
     real_cars = sum(column.startswith("car ") for column in table.columns)
     facts |= dict(real=REAL.format(real_cars=real_cars) if real_cars else "")

@@ -206,7 +206,7 @@ def main():
         "--further",
         type=int,
         metavar="N",
-        help="render N cars that no other set has, four views each, into --out",
+        help="render N cars that no other set has, four views each; needs --out",
     )
     parser.add_argument("--samples", type=int, default=4, help="light paths per pixel")
     parser.add_argument(
@@ -231,6 +231,8 @@ def main():
         listed = range(first, first + (choice.further or choice.cars))
         chosen = listed[choice.first :: choice.stride]
         size, out = tuple(choice.size), choice.out
+        if choice.further and out == parser.get_default("out"):
+            parser.error("--further needs an --out of its own, such as build/further")
     for car in tqdm(chosen, unit="car"):
         split = "test" if CAST_TRAIN <= car < CAST_TRAIN + CAST_TEST else "train"
         frames = range(1 + car % 4, 17, 4) if choice.further else choice.frames
