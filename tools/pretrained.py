@@ -16,6 +16,7 @@ from pathlib import Path
 
 import pandas as pd
 import torch
+from ablations import fullsize_dice
 
 from unetlib import (
     FILES,
@@ -24,12 +25,10 @@ from unetlib import (
     Recipe,
     count_parameters,
     decode_once,
-    dice,
     evaluate,
     export_all,
     find_samples,
     fit,
-    load_mask,
     load_predictor,
     score,
     split_by_group,
@@ -60,12 +59,6 @@ def by_view(table: pd.DataFrame) -> pd.Series:
     return table.groupby(table["angle"].map(names))["dice"].mean()[[*VIEWS]]
 
 
-def full_size_dice(predictor, samples: pd.DataFrame) -> float:
-    pairs = zip(samples["image"], samples["mask"], strict=True)
-    scores = [dice(predictor.predict_mask(image), load_mask(mask)) for image, mask in pairs]
-    return float(sum(scores) / len(scores))
-
-
 def judge(run: Run, real: Path | None) -> dict:
     """Dice of a run's model: on the validation cars and, if there are any, on real ones."""
     found = dict(seed=run.recipe.seed, validation=run.best_dice, minutes=run.seconds / 60)
@@ -74,7 +67,7 @@ def judge(run: Run, real: Path | None) -> dict:
         samples = samples[samples["mask"] != ""].reset_index(drop=True)
         table = evaluate(run.model(), CarvanaDataset(samples, run.recipe.size, decode=decode_once))
         found |= dict(real=table["dice"].mean(), **by_view(table))
-        found["full size"] = full_size_dice(load_predictor(run.checkpoint), samples)
+        found["full size"] = fullsize_dice(run, samples)
         found |= table.groupby("car")["dice"].mean().rename(lambda car: f"car {car[:4]}")
     return found
 
