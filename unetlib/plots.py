@@ -15,10 +15,9 @@ from unetlib.masks import to_binary
 
 CAR = "#0072B2"  # Okabe and Ito's blue and orange, told apart by colour-blind readers too
 MISSED = "#D55E00"
-DPI = 72
 
 
-def show_images(images: Sequence[np.ndarray], titles=None, ncols=4, width=9.0) -> Figure:
+def show_images(images: Sequence[np.ndarray], titles=None, ncols=4, width=8.5) -> Figure:
     """A grid of images, ``(H, W)`` grey or ``(H, W, 3)``, uint8 or in [0, 1].
 
     ``titles`` stand above the images, ``ncols`` of them in a row; ``width``: of all, in inches.
@@ -27,15 +26,15 @@ def show_images(images: Sequence[np.ndarray], titles=None, ncols=4, width=9.0) -
     ncols = min(ncols, len(arrays))
     nrows = -(-len(arrays) // ncols)
     height, side = arrays[0].shape[:2]
-    row_height = width / ncols * height / side + (0.25 if titles is not None else 0.05)
+    row_height = width / ncols * height / side + (0.3 if titles is not None else 0.05)
     size = width, nrows * row_height
-    figure, axes = plt.subplots(nrows, ncols, figsize=size, dpi=DPI, squeeze=False, layout="tight")
+    figure, axes = plt.subplots(nrows, ncols, figsize=size, squeeze=False, layout="tight")
     for axis in axes.flat:
         axis.axis("off")
     for index, (axis, array) in enumerate(zip(axes.flat, arrays, strict=False)):
         axis.imshow(array, cmap="gray", vmin=0, vmax=255 if array.dtype == np.uint8 else 1)
         if titles is not None:
-            axis.set_title(titles[index], fontsize=9)
+            axis.set_title(titles[index])
     plt.close(figure)
     return figure
 
@@ -52,7 +51,7 @@ def overlay(image: np.ndarray, mask: np.ndarray, ax: Axes | None = None) -> Figu
     if image.shape[:2] != mask.shape:
         raise ValueError(f"A mask of {mask.shape} does not lie on an image of {image.shape[:2]}.")
     if ax is None:
-        figure, ax = plt.subplots(figsize=(5, 3.5), dpi=DPI, layout="tight")
+        figure, ax = plt.subplots(figsize=(5, 3.5), layout="tight")
         plt.close(figure)
     ax.imshow(image, cmap="gray", vmin=0, vmax=255 if image.dtype == np.uint8 else 1)
     ax.imshow(np.where(mask, 1.0, np.nan), cmap=ListedColormap([CAR]), alpha=0.45)

@@ -16,7 +16,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from unetlib.masks import to_binary
-from unetlib.plots import CAR, DPI, MISSED, show_images
+from unetlib.plots import CAR, MISSED, show_images
 from unetlib.store.compare import compare_runs
 from unetlib.store.runs import HISTORY, Run
 
@@ -42,10 +42,10 @@ def show_predictions(images, masks, probabilities, titles=None, threshold=0.5) -
     pictures = [picture for row in rows for picture in row]
     figure = show_images(pictures, ncols=columns, width=1.7 * columns + 0.5)
     for axis, title in zip(figure.axes, titles or [], strict=False):
-        axis.set_title(title, fontsize=9)
+        axis.set_title(title)
     labels = ("input", "truth", "probability", "errors\n(orange: missed,\nblue: too much)")
     for axis, label in zip(figure.axes[::columns], labels, strict=True):
-        place = dict(transform=axis.transAxes, rotation=90, ha="right", va="center", fontsize=9)
+        place = dict(transform=axis.transAxes, rotation=90, ha="right", va="center")
         axis.text(-0.05, 0.5, label, **place)
     return figure
 
@@ -53,7 +53,7 @@ def show_predictions(images, masks, probabilities, titles=None, threshold=0.5) -
 def plot_history(runs: Run | Mapping[str, Run]) -> Figure:
     """Loss and validation Dice over the epochs, of one run or of several by name."""
     runs = {"": runs} if isinstance(runs, Run) else runs
-    figure, axes = plt.subplots(1, 2, figsize=(9, 3.2), dpi=DPI, layout="tight")
+    figure, axes = plt.subplots(1, 2, figsize=(8.5, 3.2), layout="tight")
     _draw_history(*axes, runs)
     plt.close(figure)
     return figure
@@ -71,7 +71,7 @@ def _draw_history(left: Axes, right: Axes, runs: Mapping[str, Run]) -> None:
     left.set(xlabel="epoch", ylabel="loss", title="Loss: lower is better")
     right.set(xlabel="epoch", ylabel="Dice", title="Validation Dice: higher is better")
     for axis in (left, right):
-        axis.legend(fontsize=8)
+        axis.legend()
         axis.grid(alpha=0.3)
         axis.xaxis.set_major_locator(MaxNLocator(integer=True))
 
@@ -87,7 +87,7 @@ def plot_runs(runs: Mapping[str, Run] | Iterable[Run]) -> Figure:
         for folder, run in given.items():
             label = [f"{name} {settings.loc[folder, name]}" for name in settings]
             runs[", ".join([*label, folder])] = run
-    figure, axes = plt.subplots(1, 2, figsize=(9, 3.2), dpi=DPI, layout="tight", sharey=True)
+    figure, axes = plt.subplots(1, 2, figsize=(8.5, 3.2), layout="tight", sharey=True)
     for name, run in runs.items():
         dice = run.history["val_dice"]
         axes[0].plot(run.history["epoch"], dice, ".-", label=name)
@@ -95,7 +95,7 @@ def plot_runs(runs: Mapping[str, Run] | Iterable[Run]) -> Figure:
     axes[0].set(xlabel="epoch", ylabel="Dice", title="Validation Dice by epoch")
     axes[1].set(xlabel="seconds, validation included", title="The same by time")
     axes[0].xaxis.set_major_locator(MaxNLocator(integer=True))
-    axes[1].legend(fontsize=8)
+    axes[1].legend()
     for axis in axes:
         axis.grid(alpha=0.3)
     plt.close(figure)
@@ -104,7 +104,7 @@ def plot_runs(runs: Mapping[str, Run] | Iterable[Run]) -> Figure:
 
 def plot_lr_find(table: pd.DataFrame) -> Figure:
     """The range test of ``lr_find``; where the smoothed loss falls fastest is a sound choice."""
-    figure, axis = plt.subplots(figsize=(7, 3), dpi=DPI, layout="tight")
+    figure, axis = plt.subplots(figsize=(7, 3), layout="tight")
     gradient = np.gradient(table["smoothed"], np.log(table["lr"]))
     steepest = table["lr"].iloc[np.argmin(gradient)]
     axis.plot(table["lr"], table["loss"], ".", color="lightgray", label="loss of one batch")
@@ -113,7 +113,7 @@ def plot_lr_find(table: pd.DataFrame) -> Figure:
     top = 1.5 * table["smoothed"].iloc[: len(table) // 2].max()
     axis.set(xscale="log", xlabel="learning rate", ylabel="loss", ylim=(0, top))
     axis.set_title("Range test: the rate rises with every step")
-    axis.legend(fontsize=8)
+    axis.legend()
     plt.close(figure)
     return figure
 
@@ -147,7 +147,7 @@ class LiveFigure:
         rows, columns = min(self.images, len(images)), min(self.COLUMNS, len(self.masks))
         # Evenly spread, the first and the latest among them.
         spread = np.linspace(0, len(self.masks) - 1, columns).round().astype(int)
-        figure = plt.figure(figsize=(9, 2.6 + 1.15 * rows), dpi=DPI, layout="constrained")
+        figure = plt.figure(figsize=(8.5, 2.6 + 1.15 * rows), layout="constrained")
         curves, strips = figure.subfigures(2, 1, height_ratios=[2.6, 1.15 * rows])
         axes = curves.subplots(1, 2)
         _draw_history(*axes, {"": self.run})
@@ -160,7 +160,7 @@ class LiveFigure:
         for column, epoch in enumerate(np.array([*self.masks])[spread], 1):
             shown[column] = f"epoch {epoch}", self.masks[epoch]
         for column, (title, pictures) in shown.items():
-            axes[0, column].set_title(title, fontsize=8)
+            axes[0, column].set_title(title)
             for axis, picture in zip(axes[:, column], pictures, strict=False):
                 axis.imshow(picture, cmap="gray", vmin=0, vmax=1)
         plt.close(figure)
