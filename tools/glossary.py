@@ -14,6 +14,7 @@ EXERCISE_HEAD = re.compile(r"\d+\.")
 # Where a paragraph or a list's entry begins and ends.
 BLOCK_END = re.compile(r"\n\s*\n|\n(?=[ \t]*(?:[-*+]|\d+\.)[ \t])|\n(?=[|#<])")
 SENTENCE_END = re.compile(r"(?:(?<=[.!?])|(?<=[.!?][)\"”]))(?<!e\.g\.)(?<!i\.e\.)\s+(?=[^a-z\s])")
+STARS = re.compile(r"\*\*")
 LIST_MARK = re.compile(r"^(?:[-*+>]|\d+\.) ")
 
 HEAD = """\
@@ -48,9 +49,12 @@ def definitions(notebook: NotebookNode, name: str) -> Iterator[Definition]:
             if term.casefold() not in LABELS and not EXERCISE_HEAD.match(term):
                 begin, end = _piece(plain, *found.span(), BLOCK_END)
                 block, at = plain[begin:end], (found.start() - begin, found.end() - begin)
-                first, last = _piece(block, *at, SENTENCE_END)
-                sentence = _one_line(source[begin + first : begin + last])
-                sentence = LIST_MARK.sub("", sentence).replace("**", "")
+                first, last = (begin + where for where in _piece(block, *at, SENTENCE_END))
+                stars = {
+                    i for star in STARS.finditer(plain, first, last) for i in range(*star.span())
+                }
+                sentence = "".join(source[i] for i in range(first, last) if i not in stars)
+                sentence = LIST_MARK.sub("", _one_line(sentence))
                 yield Definition(term, sentence, name, index, heading)
 
 
