@@ -13,6 +13,7 @@ import sys
 import time
 from pathlib import Path
 
+import copies
 import nbformat
 import pytest
 
@@ -67,16 +68,10 @@ SLIDER = "//div[contains(@class, 'widget-slider')][.//label[text()='threshold']]
 
 @pytest.fixture(scope="module")
 def lab(tmp_path_factory):
-    """The address of a JupyterLab with fresh settings that serves copies without outputs."""
+    """The address of a JupyterLab with fresh settings that serves the copies of `make lab`."""
     place = tmp_path_factory.mktemp("lab")
-    folder = place / "notebooks"
-    folder.mkdir()
-    for path in (REPOSITORY / "notebooks").glob("[0-9]*.ipynb"):
-        notebook = nbformat.read(path, as_version=4)
-        for cell in notebook.cells:
-            if cell.cell_type == "code":
-                cell.outputs, cell.execution_count = [], None
-        nbformat.write(notebook, folder / path.name)
+    folder = place / "my-notebooks"
+    copies.renew(sorted((REPOSITORY / "notebooks").glob("[0-9]*.ipynb")), folder)
     quiet = {"fetchNews": "false", "checkForUpdates": False, "doNotDisturbMode": True}
     whole = {"windowingMode": "none"}  # cells out of sight stay on the page, so that they are seen
     for plugin, changed in (
