@@ -8,11 +8,11 @@ import shutil
 import sys
 import warnings
 from contextlib import redirect_stdout
-from dataclasses import fields, make_dataclass
+from dataclasses import fields
 from datetime import timedelta
 from pathlib import Path
 from pkgutil import resolve_name
-from typing import Annotated, Literal, get_type_hints
+from typing import Annotated, Literal, TypedDict, get_type_hints
 
 from tyro.conf import OmitArgPrefixes, Positional, arg
 
@@ -29,24 +29,21 @@ Data = Annotated[Path | None, arg(help=DATA_HELP)]
 Json = Annotated[bool, arg(help="Print one JSON object as the last line of stdout.")]
 Network = Annotated[str | None, arg(help="Own network, MODULE:NAME of its class or function.")]
 
-# A recipe as options, which cannot be functions: the built-in names are offered.
+# A recipe as options, which cannot be functions: the built-in names are offered. What is not typed
+# is not in the dict, so that the recipe that is named decides on it.
 TYPES = get_type_hints(Recipe) | {name: Literal[names] for name, names in BUILT_IN.items()}
-OPTIONS = [(f.name, TYPES[f.name], f.default) for f in fields(Recipe) if f.name != "network"]
-CHECKS = dict(__doc__=Recipe.__doc__, __post_init__=lambda self: Recipe(**vars(self)) and None)
-Settings = make_dataclass("Settings", OPTIONS, namespace=CHECKS)
-BASELINE = Settings()
+OPTIONS = {
+    f.name: Annotated[TYPES[f.name], arg(help_behavior_hint=f"(baseline: {f.default})")]
+    for f in fields(Recipe)
+    if f.name != "network"
+}
+Settings = TypedDict("Settings", OPTIONS, total=False)
+Settings.__doc__ = Recipe.__doc__
 RECIPES = dict(baseline=Recipe, fast=Recipe.fast, best=Recipe.best, few=Recipe.few)
 
 
-def settings_of(recipe: str | None, epochs: str | None) -> Settings:
-    """The settings of a recipe by name, for so many epochs; the baseline's, if it is unknown."""
-    count = int(epochs) if epochs and epochs.isdecimal() else 0
-    made = RECIPES.get(recipe, Recipe)(**(dict(epochs=count) if count else {}))
-    return Settings(**{name: getattr(made, name) for name, *_ in OPTIONS})
-
-
 def train(
-    settings: OmitArgPrefixes[Settings] = BASELINE,
+    settings: OmitArgPrefixes[Settings],
     recipe: Literal["baseline", "fast", "best", "few"] = "baseline",
     network: Network = None,
     data: Data = None,
@@ -67,9 +64,9 @@ def train(
     rank = os.environ.get("RANK", "0") if os.environ.get("WORLD_SIZE", "1") != "1" else "0"
     checkpoint = (output_dir or folders.models_dir()) / manifest.FILES["pytorch"]
     manifest.check_manifest(checkpoint.parent)
+    asked = RECIPES[recipe](**settings, network=_imported(network) or "unet")
+    scaled = (profile := unetlib.profile()).scale(asked)
     train_rows, val_rows = unetlib.split_by_group(unetlib.find_samples(data))
-    profile, own = unetlib.profile(), _imported(network) or "unet"
-    scaled = profile.scale(asked := Recipe(**vars(settings), network=own))
     if rank == "0":
         changed = {name: one for name, one in vars(scaled).items() if one != getattr(asked, name)}
         print(profile, f"sets {changed}" if changed else "", file=sys.stderr)
