@@ -346,8 +346,6 @@ def test_export_takes_the_newest_run_and_marks_int8_that_loses_dice(
     assert all(row["max_abs_diff"] <= 1e-4 for row in rows[:4])
     assert [row["note"] for row in rows] == ["", "", "", "", "undertrained?"]
     assert {path.name for path in folder.glob("[!.]*")} == {*FILES.values(), "manifest.json"}
-    noted = {name: entry.get("note") for name, entry in read_manifest(folder).items()}
-    assert noted == {row["file"]: row["note"] or None for row in rows}
     found = [line for line in shown.err.splitlines() if line.startswith("warning: ")]
     named = [result["checkpoint"], str(folder / FILES["int8"])]  # other pictures; it loses Dice
     assert all(name in line for name, line in zip(named, found, strict=True))

@@ -21,7 +21,7 @@ from unetlib.deploy import manifest
 from unetlib.deploy.images import CSV, code_files, mask_files
 from unetlib.recipe import BUILT_IN, Recipe
 from unetlib.support import folders
-from unetlib.support.files import whole_file
+from unetlib.support.files import file_hash, whole_file
 
 DATA_HELP = "A folder as Carvana's, or of images/, masks/; default: UNETLIB_DATA, or the model's."
 Data = Annotated[Path | None, arg(help=DATA_HELP)]
@@ -63,7 +63,8 @@ def train(
     """
     rank = os.environ.get("RANK", "0") if os.environ.get("WORLD_SIZE", "1") != "1" else "0"
     checkpoint = (output_dir or folders.models_dir()) / manifest.FILES["pytorch"]
-    manifest.check_manifest(checkpoint.parent)
+    checkpoint.parent.mkdir(parents=True, exist_ok=True)
+    manifest.read_manifest(checkpoint.parent)  # or an error, before any work
     asked = RECIPES[recipe](**settings, network=_imported(network) or "unet")
     scaled = (profile := unetlib.profile()).scale(asked)
     train_rows, val_rows = unetlib.split_by_group(unetlib.find_samples(data))
@@ -102,9 +103,8 @@ def export(
     """
     if checkpoint is None and not (runs := unetlib.find_runs()):
         raise unetlib.ModelFileError(f"{folders.runs_dir()}: no run: python -m unetlib train.")
-    manifest.check_manifest(output_dir := output_dir or folders.models_dir())
-    before, hash_of = output_dir / manifest.FILES["pytorch"], manifest.file_hash
-    if not checkpoint and before.is_file() and hash_of(before) != hash_of(runs[-1].checkpoint):
+    before = (output_dir := output_dir or folders.models_dir()) / manifest.FILES["pytorch"]
+    if not checkpoint and before.is_file() and file_hash(before) != file_hash(runs[-1].checkpoint):
         what = f"was of another training than the run asked for last, {runs[-1].folder.name}"
         warnings.warn(f"{before}: {what}, which replaces it.", stacklevel=1)
     manifest.check_file(checkpoint := checkpoint or runs[-1].checkpoint, trust=True)

@@ -33,7 +33,7 @@ from tqdm.auto import tqdm
 from unetlib.dataset import CarvanaDataset, to_tensor
 from unetlib.deploy.compare import TOLERANCE, in_a_fresh_process, parity
 from unetlib.deploy.formats import METADATA_KEY, describe_onnx
-from unetlib.deploy.manifest import FILES, MANIFEST, check_manifest, folder_lock, write_manifest
+from unetlib.deploy.manifest import FILES, MANIFEST, folder_lock, read_manifest, write_manifest
 from unetlib.metrics import dataset_logits
 from unetlib.model import evaluating
 from unetlib.pictures import sides
@@ -69,7 +69,8 @@ def export_all(
     """
     network = network or getattr(run, "network", None)
     output_dir = Path(output_dir) if output_dir is not None else models_dir()
-    check_manifest(output_dir)
+    output_dir.mkdir(parents=True, exist_ok=True)
+    read_manifest(output_dir)  # or an error, before any work
 
     workshop = tempfile.TemporaryDirectory(dir=output_dir, prefix=".export-")
     with workshop, folder_lock(output_dir):
@@ -84,8 +85,7 @@ def export_all(
         for file in wrong["file"]:
             (folder / file).unlink()
             (output_dir / file).unlink(missing_ok=True)
-        marked = table[table["note"] != ""].set_index("file")
-        write_manifest(folder, **marked["note"])
+        write_manifest(folder)
         # Only now do files of an earlier export go. The manifest that vouches for them comes last.
         for file in [*table["file"].drop(wrong.index), MANIFEST]:
             os.replace(folder / file, output_dir / file)
@@ -93,7 +93,7 @@ def export_all(
         problem = f"over {tolerance:g} in probability from PyTorch, so removed; report it"
         raise ModelFileError(f"{', '.join(wrong['file'])}: {problem} with your versions.")
     remedy = "train longer and export again, and use the fp32 files until then"
-    for file, lost in (-marked["dice_difference"]).items():
+    for file, lost in (-table[table["note"] != ""].set_index("file")["dice_difference"]).items():
         warning = f"{output_dir / file}: loses {lost:.3f} Dice, as undertrained models do"
         warnings.warn(f"{warning}; {remedy}.", stacklevel=2)
     return table

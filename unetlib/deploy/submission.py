@@ -29,11 +29,10 @@ from PIL.PngImagePlugin import PngInfo
 from tqdm.auto import tqdm
 
 from unetlib.deploy.images import HEADER, UNREADABLE_HEADER, Paths, code_files, is_ours, mask_files
-from unetlib.deploy.manifest import file_hash
 from unetlib.deploy.predict import BATCH_SIZE, Predictor, enlarge
 from unetlib.masks import rle_encode
 from unetlib.pictures import DataError, image_size, load_image, opening, upright
-from unetlib.support.files import whole_file
+from unetlib.support.files import file_hash, whole_file
 from unetlib.support.memory import stamp
 
 

@@ -1,6 +1,5 @@
 """What a run is the answer to: settings, code, data, profile; and how a recipe is written down."""
 
-import hashlib
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -9,6 +8,7 @@ from pathlib import Path
 from unetlib.recipe import BUILT_IN, Recipe, resolve
 from unetlib.support.code import code_hash, label
 from unetlib.support.errors import ModelFileError, RunError
+from unetlib.support.files import file_hash
 from unetlib.support.profile import profile
 
 FORMAT = 4  # of a run's folder and of what training means; runs of another are never resumed
@@ -62,7 +62,7 @@ def question_of(recipe: Recipe, data: str, best_by: tuple[str, str], metrics: Ma
     if recipe.start_from is not None:
         if not (path := Path(recipe.start_from)).is_file():
             raise ModelFileError(f"start_from={path}: no such file; give a run, or its best.pth.")
-        settings["start_from"] = hashlib.sha256(path.read_bytes()).hexdigest()[:16]
+        settings["start_from"] = file_hash(path)[:16]
     code = {"training": code_hash((train, Learner, SharedLearner, CarvanaDataset))}
     for setting in BUILT_IN:
         value = getattr(recipe, setting)
