@@ -9,7 +9,6 @@ import sys
 import warnings
 from contextlib import redirect_stdout
 from dataclasses import fields
-from datetime import timedelta
 from pathlib import Path
 from pkgutil import resolve_name
 from typing import Annotated, Literal, TypedDict, get_type_hints
@@ -151,13 +150,13 @@ def predict(
 
     from unetlib.support.processes import start_accelerator
 
-    processes = start_accelerator(timeout=timedelta(days=7))  # computers may differ in speed
+    processes = start_accelerator()
     here = int(os.environ.get("LOCAL_WORLD_SIZE", 1))
     threads = max(1, (os.cpu_count() or 1) // here) if here > 1 else None
     with redirect_stdout(sys.stderr if processes.is_main_process else None):  # which file answers
         predictor = unetlib.load_predictor(model, processes.device, threads, **how)
     write = unetlib.write_submission if to_csv else unetlib.write_masks
-    left_out = write(predictor, images, output, flip=flip, accelerator=processes, **drawn)
+    left_out = write(predictor, images, output, flip=flip, **drawn)
     if not processes.is_main_process:
         return None
     result = dict(images=len(images), masks=len(images) - len(left_out), output=str(output))

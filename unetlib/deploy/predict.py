@@ -1,10 +1,10 @@
 """Images -> masks: one predictor over all formats."""
 
 import warnings
-from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import torch
 from PIL import Image
 
@@ -53,15 +53,15 @@ class Predictor:
         float32 ``(H, W)`` in [0, 1]; of a list, a list of them.
 
         Args:
-            image_or_images: what ``load_image`` takes and refuses; or a list, iterator or table
-                column of that.
+            image_or_images: what ``load_image`` takes and refuses; or a list or table column of
+                that.
             size: of the result: ``original`` (the image's own), ``model`` (as the model gives it,
                 nothing enlarged), or what ``pictures.sides`` takes and refuses.
             flip: predict the mirrored picture too and take the mean (test-time augmentation).
         """
         if not isinstance(size, str) or size not in ("original", "model"):
             size = sides(size)
-        several, found = _are_several(image_or_images), []
+        several, found = isinstance(image_or_images, (list, tuple, pd.Series)), []
         images = list(image_or_images) if several else [image_or_images]
         for start in range(0, len(images), BATCH_SIZE):
             batch = images[start : start + BATCH_SIZE]
@@ -97,14 +97,6 @@ class Predictor:
         if flip:
             maps = (maps + self.predict_maps(images[:, :, ::-1].copy())[:, :, ::-1]) / 2
         return maps
-
-
-def _are_several(images) -> bool:
-    """Whether these are images and not one; a set is neither, because it has no order."""
-    if isinstance(images, np.ndarray):
-        return images.dtype.kind in "OU"  # paths
-    listed = isinstance(images, (list, tuple, Iterator)) or hasattr(images, "to_numpy")  # pandas
-    return listed and not hasattr(images, "read")  # an open file has lines
 
 
 def enlarge(probability: np.ndarray, size: tuple[int, int]) -> np.ndarray:
