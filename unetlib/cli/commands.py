@@ -8,7 +8,6 @@ import shutil
 import sys
 import warnings
 from contextlib import redirect_stdout
-from dataclasses import fields
 from pathlib import Path
 from pkgutil import resolve_name
 from typing import Annotated, Literal, TypedDict, get_type_hints
@@ -32,9 +31,9 @@ Network = Annotated[str | None, arg(help="Own network, MODULE:NAME of its class 
 # is not in the dict, so that the recipe that is named decides on it.
 TYPES = get_type_hints(Recipe) | {name: Literal[names] for name, names in BUILT_IN.items()}
 OPTIONS = {
-    f.name: Annotated[TYPES[f.name], arg(help_behavior_hint=f"(baseline: {f.default})")]
-    for f in fields(Recipe)
-    if f.name != "network"
+    name: Annotated[kind, arg(help_behavior_hint=f"(baseline: {getattr(Recipe, name)})")]
+    for name, kind in TYPES.items()
+    if name != "network"
 }
 Settings = TypedDict("Settings", OPTIONS, total=False)
 Settings.__doc__ = Recipe.__doc__
@@ -43,7 +42,7 @@ RECIPES = dict(baseline=Recipe, fast=Recipe.fast, best=Recipe.best, few=Recipe.f
 
 def train(
     settings: OmitArgPrefixes[Settings],
-    recipe: Literal["baseline", "fast", "best", "few"] = "baseline",
+    recipe: Literal[tuple(RECIPES)] = "baseline",
     network: Network = None,
     data: Data = None,
     output_dir: Path | None = None,

@@ -90,9 +90,9 @@ def export_all(
         for file in [*table["file"], MANIFEST]:
             os.replace(folder / file, output_dir / file)
     remedy = "train longer and export again, and use the fp32 files until then"
-    for file, lost in (-table[table["note"] != ""].set_index("file")["dice_difference"]).items():
-        warning = f"{output_dir / file}: loses {lost:.3f} Dice, as undertrained models do"
-        warnings.warn(f"{warning}; {remedy}.", stacklevel=2)
+    for row in table[table["note"] != ""].itertuples():
+        lost = f"loses {-row.dice_difference:.3f} Dice, as undertrained models do"
+        warnings.warn(f"{output_dir / row.file}: {lost}; {remedy}.", stacklevel=2)
     return table
 
 

@@ -28,11 +28,9 @@ def load_state(folder: Path) -> dict:
         state = load_plain(folder / "last.pth")
         if not {"model", "optimizer", "scheduler", "batch_size", "lr", "metrics"} <= state.keys():
             raise KeyError("last.pth lacks an entry")
-        epoch = best_epoch(pd.DataFrame(state["history"]), *state["best_by"])
-        if (
-            epoch < len(state["history"])
-            and load_plain(folder / "best.pth")["info"]["epoch"] != epoch
-        ):
+        history = pd.DataFrame(state["history"])
+        epoch = best_epoch(history, *state["best_by"])
+        if epoch < len(history) and load_plain(folder / "best.pth")["info"]["epoch"] != epoch:
             raise KeyError("best.pth is of another epoch")
         return state
     except (ValueError, KeyError, TypeError):
