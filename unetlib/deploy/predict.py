@@ -14,6 +14,7 @@ from unetlib.deploy.manifest import FILES, check_file
 from unetlib.device import pick_device
 from unetlib.pictures import image_size, load_image, sides
 from unetlib.recipe import PRETRAINED
+from unetlib.store.model_file import load_plain
 from unetlib.support.errors import ModelFileError
 from unetlib.support.folders import models_dir
 
@@ -112,11 +113,9 @@ def default_model(network=None, trust=False) -> Path:
     """
     own = models_dir() / FILES["pytorch"]
     try:
-        if network is not None or (own.is_file() and load_predictor(own, "cpu", trust=trust)):
+        if network is not None or (own.is_file() and check_file(own, trust) and load_plain(own)):
             return own
     except ModelFileError as error:
-        if error.needs_network:
-            raise
         warnings.warn(f"{error} So {PRETRAINED} is asked.", stacklevel=3)
     return PRETRAINED
 
