@@ -184,6 +184,25 @@ def test_a_link_and_a_file_behind_it_are_refused(tmp_path):
     assert not list((tmp_path / "outside").iterdir())
 
 
+@pytest.mark.fault("zip bomb of many files that share their bytes", "refused; nothing is written")
+def test_overlapping_files_are_counted_each(tmp_path):
+    """Every entry of the directory points at the same compressed bytes."""
+    path = tmp_path / "train.zip"
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("train/00000.jpg", bytes(90_000))
+    raw = path.read_bytes()
+    start, end = raw.index(b"PK\1\2"), raw.index(b"PK\5\6")
+    entry = raw[start:end]
+    entries = [entry.replace(b"00000", b"%05d" % number) for number in range(200)]
+    tail = bytearray(raw[end:])
+    tail[8:12] = struct.pack("<HH", 200, 200)
+    tail[12:16] = struct.pack("<I", 200 * len(entry))
+    path.write_bytes(raw[:start] + b"".join(entries) + tail)
+    with pytest.raises(DataError, match=r"train\.zip"):
+        unpack(path, tmp_path / "target")
+    assert not (tmp_path / "target").exists()
+
+
 # ------------------------------------------------------------------ a Kaggle that behaves badly
 
 

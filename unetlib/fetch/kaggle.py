@@ -14,6 +14,7 @@ from unetlib.support import folders
 COMPETITION = "carvana-image-masking-challenge"
 ARCHIVES = ("train.zip", "train_masks.zip", "train_masks.csv.zip", "metadata.csv.zip")
 FULL_SET = (5088, 318)  # photos with masks, cars
+MAX_RATIO = 100  # tables shrink about four-fold in a zip, a zip bomb a thousand-fold and more
 SILENCE = 60  # seconds without a byte after which the server is given up
 TOKEN = "put a token of https://www.kaggle.com/settings into KAGGLE_API_TOKEN or the file "
 TOKEN += "~/.kaggle/access_token, and accept the competition's rules at "
@@ -78,7 +79,7 @@ def unpack(archive: str | Path, target: str | Path) -> None:
 
     Files of the same content are kept, others are replaced, each when it is complete: a stopped
     call leaves no half file, and the next one continues.
-    DataError: it is damaged, or too large for the disk.
+    DataError: it is damaged, or too large: for the disk, or more than 100 times when unpacked.
     """
     archive, target = Path(archive), Path(target)
     part, size = target / ".part", 0
@@ -86,6 +87,8 @@ def unpack(archive: str | Path, target: str | Path) -> None:
         with zipfile.ZipFile(archive) as opened:
             members = [one for one in opened.infolist() if not one.filename.startswith("__MACOSX/")]
             size = sum(member.file_size for member in members)  # zipfile never reads more of it
+            if size > MAX_RATIO * archive.stat().st_size:
+                raise zipfile.BadZipFile(f"its files are more than {MAX_RATIO} times as large")
             for member in tqdm(members, f"unpacking {archive.name}"):
                 path = target / member.filename
                 if member.is_dir() or (path.is_file() and crc32(path.read_bytes()) == member.CRC):
