@@ -44,7 +44,8 @@ def two_runs(trained_runs):
 def run_with(**columns) -> Run:
     """A run that only has a history."""
     history = pd.DataFrame({name: columns.get(name, [0.0] * 3) for name in HISTORY})
-    return Run(runs_dir() / "made-up", RECIPE, history, {"train_images": 30})
+    details = {"train_images": 30, "question": {"best_by": ["dice", "max"]}}
+    return Run(runs_dir() / "made-up", RECIPE, history, details)
 
 
 # ------------------------------------------------------------------------------------- its name
