@@ -66,6 +66,7 @@ def fit(
         TrainingError: the loss is not a number or explodes, a batch does not fit in memory, or the
             run's files cannot be written. Finished epochs are kept.
         RunError: the files of the run to go on from are damaged.
+        RuntimeError: PyTorch's own: the weights of ``start_from`` are of another network.
         DataError: an empty table or an unreadable file.
     """
     metrics, best_by = dict(metrics or {}), tuple(best_by)

@@ -99,7 +99,7 @@ def load_plain(path: str | Path) -> dict:
 
 
 def check_weights(path: str | Path | None) -> None:
-    """ModelFileError: a recipe cannot start from this file; None needs none."""
+    """Refuse a file that no recipe can start from (ModelFileError); None is fine."""
     if path is not None and "state_dict" not in load_plain(path):
         raise ModelFileError(f"{path}: not a file of save_model; give a run, or its best.pth.")
 

@@ -171,8 +171,9 @@ def _take_function(function: FunctionType) -> tuple[str, list[tuple[str, object]
         elif not ours:
             parts.append((step, value))
         elif not isinstance(value, (dict, *_LOCKS)):  # the library's registries do not count
-            home = isinstance(value, _NAMED) and _package(getattr(value, "__module__", 0) or "os")
-            parts.append((step, home.partition(" ")[0] if home else value))  # tqdm has several
+            of = isinstance(value, _NAMED) and _package(getattr(value, "__module__", 0) or "os")
+            # What is of a package, by that alone: tqdm has other names in a notebook.
+            parts.append((step, of.partition(" ")[0] if of else value))
     return "function", [*parts, *(("", part) for step in steps for part in step)]
 
 
