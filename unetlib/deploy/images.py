@@ -93,7 +93,7 @@ def is_ours(path: Path, sign: str = MASK_SIGN, empty: bool = False) -> bool:
     if not os.path.isfile(path):
         return False
     with open(path, "rb") as file:
-        start = file.read(2**17).strip(b"\0")  # MASK_SIGN stands after a picture's colour profile
+        start = file.read(2**14).strip(b"\0")
     with suppress(zlib.error):  # of a file that gzip has not packed
         start = zlib.decompressobj(31).decompress(start)
     return sign.encode() in start or (empty and not start)

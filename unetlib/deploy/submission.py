@@ -58,9 +58,11 @@ def write_masks(
         if drawn:
             with opening(image) as opened:
                 picture = upright(opened)
-            colours = picture.info.get("icc_profile") if picture.mode == "RGB" else None
+            profile = picture.info.get("icc_profile") or b""
+            fits = picture.mode == "RGB" and len(profile) < 2**13  # MASK_SIGN stands after it
+            about = dict(pnginfo=signature, icc_profile=profile if fits else b"")
             for (_, draw), part in zip(drawn, parts[1:], strict=True):
-                draw(picture, mask).save(part, "PNG", pnginfo=signature, icc_profile=colours)
+                draw(picture, mask).save(part, "PNG", **about)
 
     def finish(parts: dict[Path, list[Path]]) -> None:
         for image, files in parts.items():

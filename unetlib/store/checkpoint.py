@@ -21,8 +21,7 @@ from unetlib.training import KEPT, Learner, TrainingError
 def load_state(folder: Path) -> dict:
     """What it takes to go on: the content of ``last.pth``.
 
-    RunError: that or ``best.pth`` is missing or damaged. The latter, written afterwards, may lack
-    if the last epoch was the best.
+    RunError: it is missing or damaged, or ``best.pth`` is and the last epoch was not the best.
     """
     try:
         state = load_plain(folder / "last.pth")

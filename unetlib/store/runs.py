@@ -152,8 +152,7 @@ def _column(score: str, history: pd.DataFrame) -> str:
 def load_run(folder: str | Path) -> Run:
     """Open a run's folder.
 
-    FileNotFoundError: it is no run, or its first epoch is not finished. RunError: it is damaged, or
-    of unetlib before 0.3.
+    FileNotFoundError: no run, or no epoch of it is finished. RunError: damaged, or before 0.3.
     """
     if not (folder := Path(folder)).joinpath("history.csv").exists():
         raise FileNotFoundError(f"{folder}: no run in this folder; train one with fit().")
