@@ -10,7 +10,7 @@ import time
 import warnings
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import asdict, replace
+from dataclasses import replace
 
 import numpy as np
 import pandas as pd
@@ -209,7 +209,6 @@ def test_other_data_or_another_profile_is_another_run(tables, monkeypatch):
 
 
 def test_a_thread_trains_the_same_run(tables, uninterrupted):
-    """Only a program's main thread can be told of SIGTERM."""
     with ThreadPoolExecutor() as pool:
         assert_same_run(pool.submit(fit, RECIPE, *tables).result(), uninterrupted)
 
@@ -467,13 +466,12 @@ def test_a_dozen_kills_leave_the_weights_of_an_undisturbed_run(tables):
     assert_same_run(load_run(killed.folder.with_name("killed")), undisturbed)
 
 
-@pytest.mark.fault("Ctrl-C or SIGTERM while training", "the run keeps its epochs and goes on later")
-@pytest.mark.parametrize("request_to_stop", [signal.SIGINT, signal.SIGTERM])
-def test_a_stopped_process_ends_cleanly_and_can_go_on(tables, request_to_stop):
+@pytest.mark.fault("Ctrl-C while training", "the run keeps its epochs and goes on later")
+def test_a_stopped_process_ends_cleanly_and_can_go_on(tables):
     recipe = replace(RECIPE, epochs=400)
     process, answer = start_training(recipe)
     wait_for_an_epoch()
-    os.kill(process.pid, request_to_stop)
+    os.kill(process.pid, signal.SIGINT)
     assert answer.recv() is False  # fit returned, with a run that is not finished
     process.join()
     (run,) = find_runs()
@@ -545,70 +543,14 @@ def test_a_run_goes_on_in_another_number_format_and_memory_order(tables, tmp_pat
             assert average.stride() == new.stride()
 
 
-# -------------------------------------------------------------------------------- a longer recipe
+# ------------------------------------------------------------------------------- another recipe
 
 CONSTANT = replace(RECIPE, schedule="constant")
-
-
-def test_a_longer_recipe_goes_on_from_the_shorter_run(tables, capsys):
-    short = fit(replace(CONSTANT, epochs=2), *tables)
-    capsys.readouterr()
-    longer = fit(CONSTANT, *tables, on_epoch=stop)
-    line = capsys.readouterr().out.splitlines()[0]
-    assert short.folder.name in line and "epoch 2" in line
-    assert longer.finished and len(longer.history) == 3
-    shutil.rmtree(short.folder)
-    direct = fit(CONSTANT, *tables, retrain=True)
-    assert same_weights(longer.model("last"), direct.model("last"))
-
-
-def pretend_the_first_epoch_was_best(run):
-    state = torch.load(run.folder / "last.pth", weights_only=True)
-    state["history"][0]["val_dice"] = 0.999  # no later epoch will be better
-    torch.save(state, run.folder / "last.pth")
-    best = torch.load(run.checkpoint, weights_only=True)
-    best["info"]["epoch"] = 1
-    torch.save(best, run.checkpoint)
-
-
-def test_the_best_model_of_the_shorter_run_counts(tables):
-    short = fit(replace(CONSTANT, epochs=2), *tables)
-    pretend_the_first_epoch_was_best(short)
-    longer = fit(replace(CONSTANT, epochs=4), *tables)
-    assert longer.best_epoch == 1
-    assert same_weights(longer.model("best"), short.model("best"))
-
-
-def test_a_shorter_run_that_is_being_trained_is_left_alone(tables, capsys):
-    """Two trainings in one program: the inner one begins at the start."""
-    longer = []
-
-    def train_a_longer_one(run):
-        if not longer:
-            longer.append(fit(CONSTANT, *tables))
-
-    assert fit(replace(CONSTANT, epochs=1), *tables, on_epoch=train_a_longer_one).finished
-    assert longer[0].finished
-    assert "goes on" not in capsys.readouterr().out
-
-
-def test_a_one_cycle_run_cannot_be_made_longer_and_says_so(tables, uninterrupted, capsys):
-    short = fit(replace(RECIPE, epochs=2), *tables)
-    capsys.readouterr()
-    assert_same_run(fit(RECIPE, *tables), uninterrupted)
-    assert short.folder.name in capsys.readouterr().out
 
 
 def test_a_run_stopped_in_its_half_size_epochs_does_not_disturb_shorter_recipes(tables):
     fit(replace(RECIPE, epochs=6, half_size_epochs=5), *tables, on_epoch=stop)
     assert fit(replace(RECIPE, epochs=2), *tables).finished
-
-
-@pytest.mark.parametrize("change", [{"seed": 1}, {"half_size_epochs": 1}], ids=str)
-def test_a_run_of_other_settings_is_not_gone_on_from(tables, capsys, change):
-    fit(replace(CONSTANT, epochs=2, **change), *tables)
-    fit(replace(CONSTANT, epochs=3), *tables)
-    assert "goes on" not in capsys.readouterr().out
 
 
 def test_retraining_keeps_the_old_run_until_the_new_one_has_an_epoch(tables):
@@ -621,57 +563,6 @@ def test_retraining_keeps_the_old_run_until_the_new_one_has_an_epoch(tables):
     assert len(load_run(first.folder).history) == 1
 
 
-# ------------------------------------------------------------------------------------- runs of 0.1
-
-CHECKSUM = "0" * 64  # 0.1 wrote a SHA-256 into its text files; now nobody looks at it
-
-
-def as_0_1_wrote_it(run) -> str:
-    """Make a run's folder one that 0.1 would have written; returns its name there."""
-    name = f"{run.folder.name[:-4]}0101"  # 0.1 hashed the same question to another name
-    folder = run.folder.rename(run.folder.with_name(name))
-    details = {key: value for key, value in run.details.items() if key != "question"}
-    details["versions"] = details["versions"] | {"unetlib": "0.1.0"}
-    for file, content in (("recipe.json", asdict(run.recipe)), ("run.json", details)):
-        (folder / file).write_text(json.dumps(content | {"sha256": CHECKSUM}, indent=1))
-    table = (folder / "history.csv").read_text()
-    (folder / "history.csv").write_text(f"# sha256 of the lines below: {CHECKSUM}\n{table}")
-    return name
-
-
-@pytest.fixture
-def run_of_0_1(tables):
-    """Name of a finished run of two epochs."""
-    return as_0_1_wrote_it(fit(replace(CONSTANT, epochs=2), *tables))
-
-
-def test_runs_of_0_1_are_listed_with_those_of_today(tables, run_of_0_1, capsys):
-    today = fit(replace(CONSTANT, epochs=1), *tables)
-    capsys.readouterr()
-    table = compare_runs()
-    assert set(table.index) == {run_of_0_1, today.folder.name}
-    assert dict(table["epochs"]) == {run_of_0_1: "2", today.folder.name: "1"}
-    assert table["best_dice"].between(0, 1).all()
-    old = load_run(runs_dir() / run_of_0_1)
-    assert "0.1.0" in capsys.readouterr().out
-    assert old.recipe == replace(CONSTANT, epochs=2)
-    assert old.model("best") and old.model("last")
-
-
-@pytest.mark.parametrize("epochs", [2, 3], ids=["the same recipe", "a longer one"])
-def test_runs_of_0_1_are_never_resumed_into(tables, run_of_0_1, epochs):
-    before = {path: path.read_bytes() for path in (runs_dir() / run_of_0_1).iterdir()}
-    seen = []
-    run = fit(replace(CONSTANT, epochs=epochs), *tables, on_epoch=lambda run: seen.append(run))
-    assert len(seen) == epochs  # none was taken over
-    assert run.folder.name != run_of_0_1
-    assert {path: path.read_bytes() for path in (runs_dir() / run_of_0_1).iterdir()} == before
-
-
-def test_runs_of_0_1_can_be_cleaned_away(run_of_0_1):
-    assert clean_runs(keep=0) == [run_of_0_1]
-
-
 # ---------------------------------------------------------------------------------------- failures
 
 
@@ -679,7 +570,7 @@ def test_a_loss_that_is_not_a_number_keeps_earlier_epochs(tables):
     run = fit(RECIPE, *tables, on_epoch=stop)
     best = run.model()
     state = torch.load(run.folder / "last.pth", weights_only=True)
-    state["model"]["head.weight"].fill_(float("nan"))
+    state["optimizer"]["state"][0]["exp_avg"].fill_(float("nan"))
     torch.save(state, run.folder / "last.pth")
     with pytest.raises(TrainingError, match="nan"):
         fit(RECIPE, *tables)
@@ -689,9 +580,9 @@ def test_a_loss_that_is_not_a_number_keeps_earlier_epochs(tables):
 
 
 @pytest.mark.parametrize("name", ["train", "val"])
-def test_a_table_without_rows_is_refused_by_name(tables, name):
+def test_a_table_without_rows_is_refused(tables, name):
     given = dict(zip(("train", "val"), tables, strict=True))
-    with pytest.raises(DataError, match=f"'{name}'"):
+    with pytest.raises(DataError, match="no rows"):
         fit(RECIPE, **given | {name: given[name].iloc[:0]})
 
 
@@ -738,6 +629,15 @@ def test_a_full_disk_does_not_cost_the_run_that_was_to_be_trained_anew(tables):
 def stop_after_two(run):
     if len(run.history) == 2:
         raise KeyboardInterrupt
+
+
+def pretend_the_first_epoch_was_best(run):
+    state = torch.load(run.folder / "last.pth", weights_only=True)
+    state["history"][0]["val_dice"] = 0.999  # no later epoch will be better
+    torch.save(state, run.folder / "last.pth")
+    best = torch.load(run.checkpoint, weights_only=True)
+    best["info"]["epoch"] = 1
+    torch.save(best, run.checkpoint)
 
 
 @pytest.fixture(scope="module")
