@@ -15,6 +15,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from drawn_cars import draw_car, write_data_set
+from other_process import in_another_process
 from PIL import ExifTags, Image, ImageFilter
 
 from unetlib import (
@@ -590,6 +591,25 @@ def test_each_archive_left_packed_is_named(root, name):
     assert [python, module, zip_module] == ["python", "-m", "zipfile"]
     zipfile.main(arguments)
     assert check(root).empty, "the remedy has helped"
+
+
+def refused_as_nobody(root) -> str:
+    """What find_samples raises; root may write everywhere, and os.access asks for the real user."""
+    if not os.geteuid():
+        os.setreuid(65534, 0)
+    with pytest.raises(DataError) as caught:
+        find_samples(root)
+    return str(caught.value)
+
+
+@pytest.mark.fault("archives in a folder that you may only read", "the command unpacks elsewhere")
+@pytest.mark.skipif(os.name != "posix", reason="makes a folder read-only as POSIX does")
+def test_the_remedy_for_archives_in_a_read_only_folder_helps(root, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    all_packed(root).chmod(0o555)
+    command = shlex.split(in_another_process(refused_as_nobody, root).split("`")[1])
+    assert command[:3] == ["python", "-m", "unetlib"] and main(command[3:]) == 0
+    assert len(find_samples(tmp_path / "carvana")) == 20
 
 
 # ---------------------------------------------------------------------------------------- csv files

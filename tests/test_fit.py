@@ -543,14 +543,70 @@ def test_a_run_goes_on_in_another_number_format_and_memory_order(tables, tmp_pat
             assert average.stride() == new.stride()
 
 
-# ------------------------------------------------------------------------------- another recipe
+# -------------------------------------------------------------------------------- a longer recipe
 
 CONSTANT = replace(RECIPE, schedule="constant")
+
+
+def test_a_longer_recipe_goes_on_from_the_shorter_run(tables, capsys):
+    short = fit(replace(CONSTANT, epochs=2), *tables)
+    capsys.readouterr()
+    longer = fit(CONSTANT, *tables, on_epoch=stop)
+    line = capsys.readouterr().out.splitlines()[0]
+    assert short.folder.name in line and "epoch 2" in line
+    assert longer.finished and len(longer.history) == 3
+    shutil.rmtree(short.folder)
+    direct = fit(CONSTANT, *tables, retrain=True)
+    assert same_weights(longer.model("last"), direct.model("last"))
+
+
+def pretend_the_first_epoch_was_best(run):
+    state = torch.load(run.folder / "last.pth", weights_only=True)
+    state["history"][0]["val_dice"] = 0.999  # no later epoch will be better
+    torch.save(state, run.folder / "last.pth")
+    best = torch.load(run.checkpoint, weights_only=True)
+    best["info"]["epoch"] = 1
+    torch.save(best, run.checkpoint)
+
+
+def test_the_best_model_of_the_shorter_run_counts(tables):
+    short = fit(replace(CONSTANT, epochs=2), *tables)
+    pretend_the_first_epoch_was_best(short)
+    longer = fit(replace(CONSTANT, epochs=4), *tables)
+    assert longer.best_epoch == 1
+    assert same_weights(longer.model("best"), short.model("best"))
+
+
+def test_a_shorter_run_that_is_being_trained_is_left_alone(tables, capsys):
+    """Two trainings in one program: the inner one begins at the start."""
+    longer = []
+
+    def train_a_longer_one(run):
+        if not longer:
+            longer.append(fit(CONSTANT, *tables))
+
+    assert fit(replace(CONSTANT, epochs=1), *tables, on_epoch=train_a_longer_one).finished
+    assert longer[0].finished
+    assert "goes on" not in capsys.readouterr().out
+
+
+def test_a_one_cycle_run_cannot_be_made_longer_and_says_so(tables, uninterrupted, capsys):
+    short = fit(replace(RECIPE, epochs=2), *tables)
+    capsys.readouterr()
+    assert_same_run(fit(RECIPE, *tables), uninterrupted)
+    assert short.folder.name in capsys.readouterr().out
 
 
 def test_a_run_stopped_in_its_half_size_epochs_does_not_disturb_shorter_recipes(tables):
     fit(replace(RECIPE, epochs=6, half_size_epochs=5), *tables, on_epoch=stop)
     assert fit(replace(RECIPE, epochs=2), *tables).finished
+
+
+@pytest.mark.parametrize("change", [{"seed": 1}, {"half_size_epochs": 1}], ids=str)
+def test_a_run_of_other_settings_is_not_gone_on_from(tables, capsys, change):
+    fit(replace(CONSTANT, epochs=2, **change), *tables)
+    fit(replace(CONSTANT, epochs=3), *tables)
+    assert "goes on" not in capsys.readouterr().out
 
 
 def test_retraining_keeps_the_old_run_until_the_new_one_has_an_epoch(tables):
@@ -570,7 +626,7 @@ def test_a_loss_that_is_not_a_number_keeps_earlier_epochs(tables):
     run = fit(RECIPE, *tables, on_epoch=stop)
     best = run.model()
     state = torch.load(run.folder / "last.pth", weights_only=True)
-    state["optimizer"]["state"][0]["exp_avg"].fill_(float("nan"))
+    state["model"]["head.weight"].fill_(float("nan"))
     torch.save(state, run.folder / "last.pth")
     with pytest.raises(TrainingError, match="nan"):
         fit(RECIPE, *tables)
@@ -580,9 +636,9 @@ def test_a_loss_that_is_not_a_number_keeps_earlier_epochs(tables):
 
 
 @pytest.mark.parametrize("name", ["train", "val"])
-def test_a_table_without_rows_is_refused(tables, name):
+def test_a_table_without_rows_is_refused_by_name(tables, name):
     given = dict(zip(("train", "val"), tables, strict=True))
-    with pytest.raises(DataError, match="no rows"):
+    with pytest.raises(DataError, match=f"'{name}'"):
         fit(RECIPE, **given | {name: given[name].iloc[:0]})
 
 
@@ -629,15 +685,6 @@ def test_a_full_disk_does_not_cost_the_run_that_was_to_be_trained_anew(tables):
 def stop_after_two(run):
     if len(run.history) == 2:
         raise KeyboardInterrupt
-
-
-def pretend_the_first_epoch_was_best(run):
-    state = torch.load(run.folder / "last.pth", weights_only=True)
-    state["history"][0]["val_dice"] = 0.999  # no later epoch will be better
-    torch.save(state, run.folder / "last.pth")
-    best = torch.load(run.checkpoint, weights_only=True)
-    best["info"]["epoch"] = 1
-    torch.save(best, run.checkpoint)
 
 
 @pytest.fixture(scope="module")

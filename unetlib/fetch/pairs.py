@@ -36,6 +36,8 @@ def list_folder(root: Path) -> tuple[list[Pair], list[Problem], bool]:
         archive = root / f"{name}.zip"
         if archive in here and root / name not in here:
             remedy = f'run `python -m zipfile -e "{archive}" "{root}"`'
+            if not os.access(root, os.W_OK):
+                remedy = f'run `python -m unetlib download --from "{root}" --target carvana`'
             problems.insert(0, Problem(str(archive), "not unpacked", remedy))
     if not pairs and not problems:
         what = "no images here that you may see" if os.path.isdir(root) else "no such folder"

@@ -19,19 +19,23 @@ from unetlib.training import KEPT, Learner, TrainingError
 
 
 def load_state(folder: Path) -> dict:
-    """What it takes to go on: the content of ``last.pth``.
+    """What it takes to go on: the content of ``last.pth``, and of ``best.pth`` as ``best``.
 
-    RunError: it is missing or damaged, or ``best.pth`` is and the last epoch was not the best.
+    ``best`` is None if the last epoch was the best and ``best.pth``, written after ``last.pth``, is
+    missing or behind. ``folder`` says whose state it is. RunError: a file is missing or damaged.
     """
     try:
         state = load_plain(folder / "last.pth")
         if not {"model", "optimizer", "scheduler", "batch_size", "lr", "metrics"} <= state.keys():
             raise KeyError("last.pth lacks an entry")
-        history = pd.DataFrame(state["history"])
-        epoch = best_epoch(history, *state["best_by"])
-        if epoch < len(history) and load_plain(folder / "best.pth")["info"]["epoch"] != epoch:
-            raise KeyError("best.pth is of another epoch")
-        return state
+        epoch = best_epoch(pd.DataFrame(state["history"]), *state["best_by"])
+        file, may_lack = folder / "best.pth", epoch == len(state["history"])
+        best = None if may_lack and not file.exists() else load_plain(file)
+        if best is not None and best["info"]["epoch"] != epoch:
+            if not may_lack:
+                raise KeyError("best.pth is of another epoch")
+            best = None
+        return state | dict(best=best, folder=folder.name)
     except (ValueError, KeyError, TypeError):
         raise RunError(f"{folder}: last.pth or best.pth is missing or damaged; {RETRAIN}") from None
 
@@ -70,12 +74,14 @@ def restore(learner: Learner, state: dict | None, folder: Path) -> None:
         raise RunError(f"{folder}: last.pth is of another unetlib or PyTorch; {RETRAIN}") from None
 
 
-def write_run(run: Run, learner: Learner, first: bool) -> None:
+def write_run(run: Run, learner: Learner, first: bool, best: dict | None = None) -> None:
     """Write what the run has learned so far; ``last.pth`` makes the epoch count. TrainingError if
     the folder cannot be written; finished epochs are kept.
 
-    ``first``: nothing of what the folder holds is this run's. ``history.csv``, which makes a run
-    visible to others, goes first and comes last.
+    Args:
+        first: nothing of what the folder holds is this run's. ``history.csv``, which makes a run
+            visible to others, goes first and comes last.
+        best: the content of the best.pth that this run goes on from, its own or a shorter run's.
     """
     folder = run.folder
     state = {name: run.details[name] for name in ("batch_size", "lr", "metrics")}
@@ -89,8 +95,10 @@ def write_run(run: Run, learner: Learner, first: bool) -> None:
         if first:
             for name in ("history.csv", "last.pth", "best.pth"):
                 (folder / name).unlink(missing_ok=True)
+        if best is not None:
+            save_atomically(best, run.checkpoint)
         os.replace(folder / "next.pth", folder / "last.pth")
-        if run.best_epoch == len(run.history):
+        if best is None and run.best_epoch == len(run.history):
             info = dict(recipe=stored(run), epoch=run.best_epoch, val_dice=run.best_dice)
             info |= dict(size=run.recipe.size, colour=run.recipe.colour, data=run.details["data"])
             save_model(run.checkpoint, learner.model, **info)

@@ -23,8 +23,10 @@ from unetlib.dataset import CarvanaDataset, to_tensor
 from unetlib.device import autocast, pick_device
 from unetlib.metrics import evaluate
 from unetlib.model import evaluating
+from unetlib.pictures import DataError
 from unetlib.recipe import BUILT_IN, Recipe
 from unetlib.store.checkpoint import load_state, restore, unwritable, write_run, write_tables
+from unetlib.store.model_file import weights_named
 from unetlib.store.question import code_hash, name_of, question_of
 from unetlib.store.runs import HISTORY, Run, find_runs, load_run, run_folder, run_lock
 from unetlib.support.cache import decode_once
@@ -47,9 +49,9 @@ def fit(
     """Train a network by a recipe; a finished run of the same question is returned at once.
 
     The question is recipe, data, profile and the code that is running, the recipe's own and
-    unetlib's. Interrupted (stop button, Ctrl-C), ``fit`` returns the run with its finished epochs;
-    killed, it has written them all the same. Called again, it goes on from there, on a CPU to the
-    very weights of an undisturbed run.
+    unetlib's. Interrupted (stop button, Ctrl-C), ``fit`` returns the run with its finished
+    epochs; killed, it loses the last one. Called again, it goes on from there, on a CPU to the very
+    weights of an undisturbed run; with a constant schedule also from a run of fewer epochs.
 
     Args:
         recipe, train, val: all settings; sample tables (rows of ``find_samples`` with masks).
@@ -66,7 +68,6 @@ def fit(
         TrainingError: the loss is not a number or explodes, a batch does not fit in memory, or the
             run's files cannot be written. Finished epochs are kept.
         RunError: the files of the run to go on from are damaged.
-        RuntimeError: PyTorch's own: the weights of ``start_from`` are of another network.
         DataError: an empty table or an unreadable file.
     """
     metrics, best_by = dict(metrics or {}), tuple(best_by)
@@ -74,6 +75,9 @@ def fit(
     known = [(name, way) for name in scores for way in ("max", "min")]
     if best_by not in known:
         raise ValueError(f"best_by={best_by} is unknown: use one of {known}.")
+    for name, table in (("train", train), ("val", val)):
+        if table.empty:
+            raise DataError(f"The sample table {name!r} has no rows: choose another split.")
     accelerator = start_accelerator()
     question = question_of(recipe, f"{fingerprint(train)}-{fingerprint(val)}", best_by, metrics)
     folder = run_folder(question)
@@ -106,20 +110,35 @@ def _look_up(recipe: Recipe, question: dict, folder: Path) -> tuple[Run | None, 
         state = load_state(folder)
         print(f"run {folder.name}: goes on after epoch {len(state['history'])}")
         return None, state
-    code = question["code"]
-    for run in find_runs()[::-1]:  # the newest of the same settings and names
-        asked = run.details["question"]
-        changed = ", ".join(name for name in code if asked["code"].get(name) != code[name])
-        alike = asked | dict(code=code) == question and _names(run.recipe) == _names(recipe)
-        if alike and changed:
+    asked, code = _but_for_epochs_and_code(question), question["code"]
+    runs = [(run, run.details["question"]) for run in find_runs()]
+    alike = [(run, its["code"]) for run, its in runs if _but_for_epochs_and_code(its) == asked]
+    shorter = [run for run, its in alike if its == code and len(run.history) < recipe.epochs]
+    for run in sorted(shorter, key=lambda run: -len(run.history)):
+        name = run.folder.name
+        if recipe.schedule != "constant":
+            why = f"its schedule was planned for {run.recipe.epochs} epochs"
+            print(f"run {folder.name}: cannot go on from {name}, {why}; training from the start")
+            break
+        with run_lock(run.folder) as held:  # while nobody writes them, its files belong together
+            if held and len((state := load_state(run.folder))["history"]) < recipe.epochs:
+                print(f"run {folder.name}: goes on from {name}, epoch {len(state['history'])}")
+                return None, state
+    named = [(run, its) for run, its in alike if _names(run.recipe) == _names(recipe)]
+    for run, its in [] if shorter else named[-1:]:  # the newest
+        if changed := ", ".join(name for name in code if its.get(name) != code[name]):
             why = f"the code of {changed}, or what it uses, is not that of run {run.folder.name}"
             print(f"run {folder.name}: trained anew, {why}")
-            break
     return None, None
 
 
 def _names(recipe: Recipe) -> list[str]:
     return [name_of(getattr(recipe, setting)) for setting in BUILT_IN]
+
+
+def _but_for_epochs_and_code(question: dict) -> dict:
+    settings = {name: one for name, one in question["settings"].items() if name != "epochs"}
+    return question | dict(settings=settings, code=None)
 
 
 def _score_kept(run: Run, val: pd.DataFrame, metrics: Mapping[str, Callable]) -> None:
@@ -161,9 +180,10 @@ def _train(recipe, train_rows, val_rows, question, state, on_epoch, metrics, acc
     else:
         batch_size, lr = state["batch_size"], state["lr"]
     steps = recipe.epochs * math.ceil(len(train_rows) / batch_size)
-    several = accelerator.num_processes > 1
-    kind, where = (SharedLearner, accelerator) if several else (Learner, device)
-    learner = kind(recipe, steps, lr, where, metrics)
+    with weights_named(recipe.start_from):
+        several = accelerator.num_processes > 1
+        kind, where = (SharedLearner, accelerator) if several else (Learner, device)
+        learner = kind(recipe, steps, lr, where, metrics)
     restore(learner, state, folder)
     if metrics:  # tried before an epoch is lost
         for val_set in val_sets.values():
@@ -183,7 +203,7 @@ def _train(recipe, train_rows, val_rows, question, state, on_epoch, metrics, acc
         run.history = pd.DataFrame(state["history"]).drop(columns=other)
         details["metrics"] = before | now
         if main:
-            write_run(run, learner, first=False)
+            write_run(run, learner, first=state["folder"] != folder.name, best=state["best"])
     rows, stop = train(learner, train_sets, val_sets, batch_size, len(run.history) + 1), False
     try:
         with memory_kept(device), out_of_memory_named(batch_size, recipe.size, device):

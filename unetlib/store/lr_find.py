@@ -11,7 +11,7 @@ from tqdm.auto import tqdm
 from unetlib.dataset import CarvanaDataset
 from unetlib.recipe import Recipe
 from unetlib.seeds import seeded
-from unetlib.store.model_file import check_weights
+from unetlib.store.model_file import weights_named
 from unetlib.support.cache import decode_once
 from unetlib.support.speed import memory_kept, out_of_memory_named
 from unetlib.training import ExplodedError, Learner, TrainingError
@@ -32,8 +32,8 @@ def lr_find(
     batch_size = 16 if recipe.batch_size == "auto" else recipe.batch_size
     settings = recipe.size, recipe.mask, recipe.augment, decode_once, recipe.colour
     dataset = CarvanaDataset(train, *settings)
-    check_weights(recipe.start_from)
-    learner = Learner(replace(recipe, schedule="constant"), steps)
+    with weights_named(recipe.start_from):
+        learner = Learner(replace(recipe, schedule="constant"), steps)
     epochs = (learner.batches(dataset, batch_size, epoch) for epoch in count(1))
     batches, rates, losses = chain.from_iterable(epochs), np.geomspace(lowest, highest, steps), []
     learner.forward.train()

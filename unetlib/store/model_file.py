@@ -4,8 +4,8 @@ import io
 import json
 import warnings
 import zipfile
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import numpy as np
@@ -98,10 +98,18 @@ def load_plain(path: str | Path) -> dict:
         raise ModelFileError(f"{path}: {problem}; train or export it again.") from None
 
 
-def check_weights(path: str | Path | None) -> None:
-    """Refuse a file that no recipe can start from (ModelFileError); None is fine."""
-    if path is not None and "state_dict" not in load_plain(path):
-        raise ModelFileError(f"{path}: not a file of save_model; give a run, or its best.pth.")
+@contextmanager
+def weights_named(path: str | None) -> Iterator[None]:
+    """The errors of weights to start from, which a network is given inside, as one sentence."""
+    if path is not None:
+        load_plain(path)
+    try:
+        yield
+    except (RuntimeError, KeyError) as error:
+        if path is None:
+            raise
+        problem = "not a file of save_model, or of another network than the recipe's"
+        raise ModelFileError(f"{path}: {problem}; choose another.") from error
 
 
 def load_model(path: str | Path, network: Callable | None = None) -> tuple[nn.Module, dict]:

@@ -1,13 +1,14 @@
 """What a run is the answer to: settings, code, data, profile; and how a recipe is written down."""
 
+import hashlib
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 
 from unetlib.recipe import BUILT_IN, Recipe, resolve
 from unetlib.support.code import code_hash, label
-from unetlib.support.errors import RunError
-from unetlib.support.files import file_hash
+from unetlib.support.errors import ModelFileError, RunError
 from unetlib.support.profile import profile
 
 FORMAT = 4  # of a run's folder and of what training means; runs of another are never resumed
@@ -51,17 +52,17 @@ def question_of(recipe: Recipe, data: str, best_by: tuple[str, str], metrics: Ma
 
     Of the settings, only what differs from the baseline, so that one added later leaves old runs
     alone; own code by its hash alone, so that it may be registered or passed, and renamed.
-    RunError: code that cannot be hashed. ModelFileError: no file to start from.
+    RunError: code that cannot be hashed. ModelFileError: no such file to start from.
     """
     from unetlib.dataset import CarvanaDataset  # here: whoever lists runs needs no PyTorch
-    from unetlib.store.model_file import check_weights
     from unetlib.support.processes import SharedLearner
     from unetlib.training import Learner, train
 
     settings = {name: value for name, value in recipe.changes.items() if name not in BUILT_IN}
-    check_weights(recipe.start_from)
     if recipe.start_from is not None:
-        settings["start_from"] = file_hash(recipe.start_from)[:16]
+        if not (path := Path(recipe.start_from)).is_file():
+            raise ModelFileError(f"start_from={path}: no such file; give a run, or its best.pth.")
+        settings["start_from"] = hashlib.sha256(path.read_bytes()).hexdigest()[:16]
     code = {"training": code_hash((train, Learner, SharedLearner, CarvanaDataset))}
     for setting in BUILT_IN:
         value = getattr(recipe, setting)
