@@ -16,14 +16,14 @@ import pytest
 from jupyter_client.manager import KernelManager
 
 NOTEBOOK = Path(__file__).parent.parent / "notebooks" / "04_training.ipynb"
-STATE = "quick_val = "  # the cell of notebook 04 after which everything is there
+STATE = "quick = Recipe("  # the cell of notebook 04 after which everything is there
 SETUP = """
 import hashlib, os, sys
 from functools import partial
 from torch import nn
 from unetlib import fit, find_samples, split_by_group
 DEAD = os.environ.get("DIES") == "1"
-table = few, quick_val
+table = few, val
 def go(recipe, **settings):
     epochs = []
     def on_epoch(run):

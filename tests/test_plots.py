@@ -199,12 +199,12 @@ def test_plot_runs_draws_each_run_under_its_own_label(two_runs, tmp_path):
     assert legend(plot_runs([two_runs[0], copy]).axes[1]) == [first, "copy"]
 
 
-def test_plot_lr_find_marks_the_steepest_rate():
+def test_plot_lr_find_marks_a_tenth_of_the_rate_with_the_lowest_loss():
     lr = np.logspace(-5, 0, 51)
-    loss = 1 - 1 / (1 + np.exp(-4 * np.log10(lr / 1e-3)))
+    loss = np.abs(np.log10(lr / 1e-2))
     (axis,) = plot_lr_find(pd.DataFrame(dict(lr=lr, loss=loss, smoothed=loss))).axes
     assert axis.get_xscale() == "log"
-    assert "steepest: 0.001" in legend(axis)
+    assert "a tenth of the lowest: 0.001" in legend(axis)
     assert [line.get_xdata()[0] for line in axis.lines[2:]] == pytest.approx([1e-3])
 
 
