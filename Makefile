@@ -68,9 +68,10 @@ test: $(STAMP) ## unit tests, then every notebook cell in the ci profile (minute
 	@rm -rf build/test
 	@$(TEST_ENV) $(PY) -m pytest tests notebooks $(PYTEST_NOTEBOOKS) -m "not slow" $(PYTEST)
 
-test-all: $(STAMP) ## the same, with the slow tests and branch coverage
+test-all: $(STAMP) ## the same, with the slow tests, branch coverage and a second notebook runner
 	@rm -rf build/test
 	@$(TEST_ENV) $(PY) -m pytest tests notebooks $(PYTEST_NOTEBOOKS) $(COVERAGE) $(PYTEST)
+	@$(TEST_ENV) $(PY) -m pytest notebooks -p no:nbval --nbmake --nbmake-timeout=600 --numprocesses=$(JOBS)
 
 coverage: $(STAMP) ## the tests of `make test`, with branch coverage (half as long again)
 	@rm -rf build/test
@@ -105,11 +106,13 @@ pretrained: $(STAMP) ## render further cars, train data/pretrained anew, write i
 	@$(PIP) install --quiet $(CONSTRAINED) --editable ".[$(EXTRAS),studio]"
 	@$(PY) tools/pretrained.py $(if $(REAL),--real "$(REAL)")
 
-lab: $(STAMP) ## open the notebooks in JupyterLab
-	@$(PY) -m jupyter lab notebooks
+lab: $(STAMP) ## open the notebooks in JupyterLab: copies to work in, in my-notebooks/
+	@$(PY) tools/course.py copies $(NOTEBOOKS)
+	@$(PY) -m jupyter lab my-notebooks
 
-refresh: $(STAMP) ## run the committed notebooks again, in place (laptop profile)
+refresh: $(STAMP) ## run the committed notebooks again, in place (laptop profile); renew their glossary
 	@env -u UNETLIB_DATA -u UNETLIB_PROFILE $(PY) tools/course.py refresh $(NOTEBOOKS)
+	@$(PY) tools/course.py glossary $(NOTEBOOKS)
 
 faults: $(STAMP) ## only the tests that try what can go wrong
 	@$(TEST_ENV) $(PY) -m pytest tests -m "fault and not slow" --numprocesses=$(JOBS) $(PYTEST)
@@ -138,10 +141,10 @@ lock: $(VENV)/made ## renew constraints.txt from pyproject.toml with the newest 
 		--no-emit-find-links pyproject.toml >> build/constraints.txt
 	@mv build/constraints.txt constraints.txt
 
-clean: ## remove build/, runs/, models/ and caches; .venv and data stay
+clean: ## remove build/, runs/, models/ and caches; .venv, data and my-notebooks stay
 	rm -rf build runs models .cache .pytest_cache .ruff_cache .hypothesis .coverage .coverage.* \
 		unetlib.egg-info
-	find . -name __pycache__ -type d -not -path './$(VENV)/*' -prune -exec rm -rf {} +
+	find . -name __pycache__ -type d -not -path './$(VENV)/*' -not -path './my-notebooks/*' -prune -exec rm -rf {} +
 
 # Two steps: an interrupted installation is continued, a finished one is not repeated.
 $(STAMP): $(VENV)/made pyproject.toml constraints.txt

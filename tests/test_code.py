@@ -213,12 +213,12 @@ def test_what_cannot_be_hashed_is_named_and_a_name_heals_it(tmp_path):
         scope = {"__name__": "__main__", "handle": handle, "lock": threading.Lock()}
         exec("def log(x):\n    handle.write(x)\ndef focal(x):\n    return log(x)", scope)
         exec("class Held:\n    pass\nheld = Held()\nheld.key = lock", scope)
-        with pytest.raises(RunError, match=r"focal uses `handle` of `log`, a TextIOWrapper.* log "):
+        with pytest.raises(RunError, match="focal uses `handle` of `log`, a TextIOWrapper"):
             code_hash(scope["focal"])
         with pytest.raises(RunError, match="Held uses `key`, a lock"):
             code_hash(scope["held"])
         exec("class Loss:\n    def __call__(self):\n        lock.acquire()", scope)
-        with pytest.raises(RunError, match=r"Loss uses `lock` of `__call__`, a lock.* give Loss a"):
+        with pytest.raises(RunError, match=r"Loss uses `lock` of `__call__`, a lock.*unetlib_name"):
             code_hash(scope["Loss"])
         for unnamed in (scope["lock"], (x for x in "ab")):
             with pytest.raises(RunError):

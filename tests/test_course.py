@@ -1,38 +1,13 @@
-"""tools/course.py: running, tidying and handing out notebooks."""
+"""tools/course.py: running notebooks and writing them back."""
 
 import os
 
 import course
 import nbformat
 import pytest
-from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook, new_output
+import tidying
+from nbformat.v4 import new_code_cell, new_notebook
 from tqdm import tqdm
-
-EXERCISE = """\
-answer = ...  # a number
-if answer is ...:
-    print("not tried yet")
-elif answer == 6:
-    print("Right: two times three")
-else:
-    print("Not yet: multiply")
-"""
-SOLUTION = """\
-<details><summary>Solution</summary>
-
-```python
-two = 2
-answer = two * 3
-```
-</details>
-<!-- wrong: answer = 5 -->
-
-And now for something else."""
-
-
-def exercise_notebook():
-    exercise = new_code_cell(EXERCISE, metadata={"tags": ["exercise"]})
-    return new_notebook(cells=[exercise, new_markdown_cell(SOLUTION)])
 
 
 def write_notebook(folder, *sources):
@@ -47,39 +22,6 @@ def write_notebook(folder, *sources):
 def in_tmp_path(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     return tmp_path
-
-
-def test_an_exercise_can_be_answered():
-    exercise = course.exercise_at(exercise_notebook(), 0)
-    assert exercise.answered(exercise.solution).startswith("two = 2\nanswer = two * 3\nif answer")
-    assert exercise.answered(exercise.wrong).startswith("answer = 5\nif answer")
-    assert course.exercise_at(exercise_notebook(), 1) is None
-
-
-@pytest.mark.parametrize(
-    ("old", "new", "message"),
-    [
-        ("answer = ...", "reply = ...", "exactly one line"),
-        ("<summary>Solution", "<summary>Hint", "needs <details>"),
-        ("answer = two * 3", "reply = two * 3", "needs <details>"),
-        ("wrong:", "false:", "needs a comment"),
-    ],
-)
-def test_an_exercise_against_the_convention_is_named(old, new, message):
-    notebook = exercise_notebook()
-    for cell in notebook.cells:
-        cell.source = cell.source.replace(old, new)
-    with pytest.raises(ValueError, match=message):
-        course.exercise_at(notebook, 0)
-
-
-def test_a_handout_has_no_solution_and_no_output():
-    notebook = exercise_notebook()
-    notebook.cells[0].outputs = [new_output("stream", text="not tried yet")]
-    notebook.cells.append(new_markdown_cell(SOLUTION.partition("\n\nAnd")[0]))
-    without = course.without_solutions(notebook)
-    assert [cell.source for cell in without.cells] == [EXERCISE, "And now for something else."]
-    assert without.cells[0].outputs == []
 
 
 def test_bars_are_stored_finished_and_metadata_is_dropped(in_tmp_path):
@@ -99,15 +41,8 @@ def test_bars_are_stored_finished_and_metadata_is_dropped(in_tmp_path):
     assert len(first) == 1 and first[0].startswith("kept: 100%|██████████| 3/3 [")
     assert len(second) == 2 and second[0].startswith("outer: 100%|") and second[1] == "after\n"
     assert set(notebook.metadata) == {"kernelspec", "language_info"}
-    assert notebook.metadata.language_info == course.LANGUAGE
+    assert notebook.metadata.language_info == tidying.LANGUAGE
     assert all(cell.metadata == {} for cell in notebook.cells)
-
-
-def test_of_a_widget_with_a_still_picture_the_picture_is_stored():
-    data = {course.WIDGET: {"model_id": "7"}, "image/png": "iVBO", "text/plain": "a demo"}
-    cell = new_code_cell("demo", outputs=[new_output("display_data", data=data)])
-    (output,) = course.tidy(new_notebook(cells=[cell]), {}).cells[0].outputs
-    assert output.data == {"image/png": "iVBO", "text/plain": "a demo"}
 
 
 def test_what_widgets_show_is_not_sent_back_to_the_kernel(in_tmp_path):

@@ -201,21 +201,18 @@ def deeper(tmp_path):
     return tmp_path / "own.pth"
 
 
-def test_a_float_format_beyond_its_tolerance_is_refused_and_not_left_behind(
+def test_a_float_format_beyond_its_tolerance_is_refused_and_an_older_export_stays(
     exported, deeper, tables, tmp_path, monkeypatch
 ):
-    """With no tolerance at all, ONNX Runtime's rounding is too much. An older export was there."""
+    """With no tolerance at all, ONNX Runtime's rounding is too much."""
     monkeypatch.setattr("unetlib.deploy.export.TOLERANCE", 0.0)
     folder, (train, val) = shutil.copytree(exported[0], tmp_path / "models"), tables
     doubled = pd.concat([val, val])  # an index that is not unique, as joined tables have
     with pytest.raises(ModelFileError, match=FILES["onnx"]):
         export_all(deeper, folder, train=train, val=doubled)
-    left = {FILES[name] for name in ("pytorch", "torchscript", "exported", "int8")}
-    assert {path.name for path in folder.glob("[!.]*")} == {*left, MANIFEST}
-    assert set(read_manifest(folder)) == left
-    for file in left:  # of the network given now
-        predictor = load_predictor(folder / file)
-        assert (predictor.size, predictor.threshold) == (16, 0.3)
+    assert {path.name for path in folder.glob("[!.]*")} == {*FILES.values(), MANIFEST}
+    for path in exported[0].glob("[!.]*"):
+        assert (folder / path.name).read_bytes() == path.read_bytes()
 
 
 def check_notes(folder, table, caught) -> None:
@@ -224,9 +221,7 @@ def check_notes(folder, table, caught) -> None:
     lost = table.set_index("format").loc["int8", "dice_difference"]
     assert marked == ([FILES["int8"]] if lost < -0.01 else [])
     assert set(table["note"]) <= {"", "undertrained?"}
-    manifest = read_manifest(folder)
-    assert set(manifest) == set(FILES.values())
-    assert [name for name, entry in manifest.items() if "note" in entry] == marked
+    assert set(read_manifest(folder)) == set(FILES.values())
     said = [str(one.message) for one in caught if "Dice" in str(one.message)]
     assert len(said) == len(marked) and all(FILES["int8"] in one for one in said)
 

@@ -131,9 +131,11 @@ def test_an_impossible_number_of_threads_is_refused(exported, threads):
         load_predictor(exported[0] / FILES["pytorch"], "cpu", threads=threads)
 
 
-@pytest.mark.fault("manifest.json of another program", "refused, nothing is written")
+@pytest.mark.fault("manifest.json of another program, or damaged", "refused, nothing is written")
 @pytest.mark.parametrize(
-    "content", ['{"name": "app", "icons": []}', "[]", "3"], ids=["object", "list", "number"]
+    "content",
+    ['{"name": "app", "icons": []}', "[]", "3", "", '{"unet_model_onnx.onnx": {'],
+    ids=["object", "list", "number", "empty", "cut off"],
 )
 def test_another_programs_manifest_is_never_replaced(trained, tables, tmp_path, content):
     (tmp_path / MANIFEST).write_text(content)
@@ -150,12 +152,9 @@ def test_another_programs_manifest_is_never_replaced(trained, tables, tmp_path, 
     assert {path.name for path in tmp_path.iterdir()} <= {MANIFEST, "home"}
 
 
-@pytest.mark.parametrize(
-    "content", ["", '{"unet_model_onnx.onnx": {', "{}"], ids=["empty", "cut off", "no entry"]
-)
-def test_a_damaged_manifest_of_ours_is_written_anew(exported, tmp_path, content):
+def test_a_manifest_without_entries_is_written_anew(exported, tmp_path):
     shutil.copy(exported[0] / FILES["pytorch"], tmp_path)
-    (tmp_path / MANIFEST).write_text(content)
+    (tmp_path / MANIFEST).write_text("{}")
     write_manifest(tmp_path, [tmp_path / FILES["pytorch"]])
     assert list(read_manifest(tmp_path)) == [FILES["pytorch"]]
 
@@ -283,9 +282,8 @@ def test_other_files_are_found_wherever_the_graph_hides_them(exported, tmp_path,
         load_predictor(tmp_path / "model.onnx")
 
 
-def test_the_manifest_names_every_file_with_its_size(exported):
+def test_the_manifest_names_every_file(exported):
     manifest = read_manifest(exported[0])
     assert set(manifest) == set(FILES.values())
-    for name, entry in manifest.items():
-        assert entry["bytes"] == (exported[0] / name).stat().st_size
+    for entry in manifest.values():
         assert len(entry["sha256"]) == 64

@@ -89,21 +89,16 @@ def test_images_of_different_sizes_go_together(predictor, photo):
     assert [one.shape for one in predictor.predict_proba([photo, small])] == [(40, 60), (9, 17)]
 
 
-def test_several_images_may_come_as_any_column_or_iterator(predictor, tables, data_set):
+def test_several_images_may_come_as_a_list_or_column(predictor, data_set):
     paths = sorted((data_set / "test").iterdir())
     expected = predictor.predict_mask(paths)
     column = pd.Series(map(str, paths))
-    several = [
-        (path for path in paths),
-        np.array(paths),
-        np.array(list(column)),
-        column.values,
-        column.astype(object).values,
-        pd.Index(column),
-    ]
-    for images in several:
+    for images in (tuple(paths), column, column.astype(object)):
         np.testing.assert_array_equal(predictor.predict_mask(images), expected)
-    with open(paths[0], "rb") as file:  # an iterator, too
+    for images in (np.array(paths), column.to_numpy(), (path for path in paths)):
+        with pytest.raises(DataError):
+            predictor.predict_mask(images)
+    with open(paths[0], "rb") as file:
         np.testing.assert_array_equal(predictor.predict_mask(file), expected[0])
 
 

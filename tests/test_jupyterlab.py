@@ -13,6 +13,7 @@ import sys
 import time
 from pathlib import Path
 
+import copies
 import nbformat
 import pytest
 
@@ -67,16 +68,10 @@ SLIDER = "//div[contains(@class, 'widget-slider')][.//label[text()='threshold']]
 
 @pytest.fixture(scope="module")
 def lab(tmp_path_factory):
-    """The address of a JupyterLab with fresh settings that serves copies without outputs."""
+    """The address of a JupyterLab with fresh settings that serves the copies of `make lab`."""
     place = tmp_path_factory.mktemp("lab")
-    folder = place / "notebooks"
-    folder.mkdir()
-    for path in (REPOSITORY / "notebooks").glob("[0-9]*.ipynb"):
-        notebook = nbformat.read(path, as_version=4)
-        for cell in notebook.cells:
-            if cell.cell_type == "code":
-                cell.outputs, cell.execution_count = [], None
-        nbformat.write(notebook, folder / path.name)
+    folder = place / "my-notebooks"
+    copies.renew(sorted((REPOSITORY / "notebooks").glob("[0-9]*.ipynb")), folder)
     quiet = {"fetchNews": "false", "checkForUpdates": False, "doNotDisturbMode": True}
     whole = {"windowingMode": "none"}  # cells out of sight stay on the page, so that they are seen
     for plugin, changed in (
@@ -145,8 +140,14 @@ def screenshot(browser, name: str) -> None:
     browser.save_screenshot(str(SCREENSHOTS / f"{name}.png"))
 
 
-def run_all(browser, lab, name: str) -> None:
-    """Open a notebook and choose Run All from the menu; returns when all cells have run."""
+def run_all(browser, lab, name: str, cells: list) -> None:
+    """Open a notebook and choose Run All from the menu; returns when all code cells have run."""
+    # Of a hidden cell, the page shows no number.
+    numbered = [
+        f"[{number}]:"
+        for number, cell in enumerate(cells, start=1)
+        if not cell.metadata.get("jupyter", {}).get("source_hidden")
+    ]
     # A workspace of its own: the default one opens the notebooks of before as well.
     browser.get(f"{lab}/workspaces/{name}/tree/{name}.ipynb?token={TOKEN}")
     wait(browser, lambda: set(browser.execute_script(PROMPTS)) == {"[ ]:"})
@@ -158,9 +159,7 @@ def run_all(browser, lab, name: str) -> None:
     wait(browser, lambda: browser.find_elements(By.CSS_SELECTOR, entry))[0].click()
 
     def ended():
-        prompts = browser.execute_script(PROMPTS)
-        numbered = [f"[{number}]:" for number in range(1, len(prompts) + 1)]
-        return browser.execute_script(ERRORS) or prompts == numbered
+        return browser.execute_script(ERRORS) or browser.execute_script(PROMPTS) == numbered
 
     wait(browser, ended)
     screenshot(browser, f"{name}-end")
@@ -190,12 +189,13 @@ def test_run_all_shows_every_figure_and_no_error_and_a_moved_slider_changes_the_
     browser, lab, name, slider
 ):
     stored = nbformat.read(REPOSITORY / "notebooks" / f"{name}.ipynb", as_version=4)
+    cells = [cell for cell in stored.cells if cell.cell_type == "code"]
     with_figure = [
         cell
-        for cell in stored.cells
-        if any("image/png" in output.get("data", {}) for output in cell.get("outputs", []))
+        for cell in cells
+        if any("image/png" in output.get("data", {}) for output in cell.outputs)
     ]
-    run_all(browser, lab, name)
+    run_all(browser, lab, name, cells)
     wait(browser, lambda: browser.execute_script(FIGURES) >= len(with_figure))
     browser.execute_script(f"document.querySelector({FIRST!r}).scrollIntoView()")
     screenshot(browser, f"{name}-figure")

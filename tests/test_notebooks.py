@@ -1,13 +1,21 @@
 """The notebooks as they are stored in the repository: executed, tidy and small."""
 
+import base64
+import io
 import re
 import subprocess
 import sys
+from html.parser import HTMLParser
 from pathlib import Path
 
+import course
 import nbformat
 import pytest
+from markdown import headings, local_links
 from nbconvert.exporters import ScriptExporter
+from PIL import Image
+from questions import has_tag
+from tidying import IMAGES
 
 REPOSITORY = Path(__file__).parent.parent
 NOTEBOOKS = sorted((REPOSITORY / "notebooks").glob("[0-9]*.ipynb"))
@@ -60,9 +68,67 @@ def test_the_six_notebooks_are_there():
     assert [path.stem for path in NOTEBOOKS] == NAMES
 
 
-def test_valid_and_below_one_megabyte(path, notebook):
+def test_valid_and_small(path, notebook):
     nbformat.validate(notebook)
-    assert path.stat().st_size < 1_000_000, f"{path.name}: show fewer or smaller figures"
+    assert path.stat().st_size < 1_400_000, f"{path.name}: show fewer or smaller figures"
+
+
+class Pictures(HTMLParser):
+    """The attributes of each picture of a page."""
+
+    def __init__(self, page: str):
+        super().__init__()
+        self.found = []
+        self.feed(page)
+
+    def handle_starttag(self, tag, attributes):
+        if tag == "img":
+            self.found.append(dict(attributes))
+
+
+def bare(pictures: list[dict]) -> list[str]:
+    """The beginnings of the pictures without a description, or with nbconvert's own."""
+    alts = [(one, one.get("alt") or "") for one in pictures]
+    lacking = [one for one, alt in alts if len(alt) < 20 or alt.startswith("No description has")]
+    return [str(one)[:200] for one in lacking]
+
+
+def test_every_stored_picture_has_a_text_alternative(path, code_cells):
+    for cell in code_cells:
+        pictures = []
+        for output in cell.outputs:
+            data = output.get("data", {})
+            pictures += [output.metadata.get(kind, {}) for kind in IMAGES if kind in data]
+            pictures += Pictures(data.get("text/html", "")).found
+        assert not bare(pictures), f"{path.name} [{cell.execution_count}]: cell metadata lack `alt`"
+
+
+def test_every_picture_of_the_page_has_a_text_alternative(path, notebook, tmp_path):
+    course.write_html(notebook, tmp_path / "page.html")
+    pictures = Pictures((tmp_path / "page.html").read_text(encoding="utf-8")).found
+    assert len(pictures) >= len(stored_pngs(notebook)) > 0
+    assert not bare(pictures)
+
+
+def stored_pngs(notebook) -> list[str]:
+    data = [output.get("data", {}) for cell in notebook.cells for output in cell.get("outputs", [])]
+    return [one["image/png"] for one in data if "image/png" in one]
+
+
+def test_pictures_fit_a_page(path, notebook):
+    for encoded in stored_pngs(notebook):
+        with Image.open(io.BytesIO(base64.b64decode(encoded))) as picture:
+            assert picture.width <= 900, f"{path.name} holds a picture of {picture.size} pixels"
+
+
+def test_code_cells_are_short(path, code_cells):
+    for cell in code_cells:
+        hidden = has_tag(cell, "setup", "check")
+        assert hidden == cell.metadata.get("jupyter", {}).get("source_hidden", False)
+        lines = len(cell.source.splitlines())
+        assert lines <= (32 if hidden else 20), (
+            f"{path.name} [{cell.execution_count}] has {lines} lines: {cell.source[:60]}"
+        )
 
 
 def test_every_code_cell_was_executed_in_order(path, code_cells):
@@ -111,6 +177,7 @@ def test_outputs_come_from_the_laptop_profile(path, code_cells):
 
 def test_contract(path, notebook):
     """Every notebook says what it gives and takes, asks before it answers, and leads on."""
+    assert notebook.cells[0].source.endswith("\nTerms: [glossary](glossary.md).")
     text = "\n".join(cell.source for cell in notebook.cells if cell.cell_type == "markdown")
     for part in [
         r"\A# ",
@@ -127,12 +194,24 @@ def test_contract(path, notebook):
         assert f"({following[0]}.ipynb)" in text, f"{path.name} does not lead to the next notebook"
 
 
-def test_local_links_lead_somewhere(path, notebook):
-    for cell in notebook.cells:
-        if cell.cell_type == "markdown":
-            for target in re.findall(r"\]\(([^)\s#]+)[^)]*\)", cell.source):
-                if "://" not in target and not target.startswith(("mailto:", "attachment:")):
-                    assert (path.parent / target).exists(), f"{path.name} links to {target}"
+def sources(path: Path) -> list[str]:
+    """The Markdown of a notebook's cells or of a file."""
+    if path.suffix != ".ipynb":
+        return [path.read_text(encoding="utf-8")]
+    cells = nbformat.read(path, as_version=4).cells
+    return [cell.source for cell in cells if cell.cell_type == "markdown"]
+
+
+@pytest.mark.parametrize(
+    "path", [*NOTEBOOKS, NOTEBOOKS[0].parent / "glossary.md"], ids=lambda path: path.name
+)
+def test_local_links_lead_to_a_file_and_a_heading_in_it(path):
+    for target, heading in (link for text in sources(path) for link in local_links(text)):
+        found = path.parent / target if target else path
+        assert found.exists(), f"{path.name} links to {target}"
+        if heading:
+            known = [title.replace(" ", "-") for text in sources(found) for title in headings(text)]
+            assert heading in known, f"{path.name} links to {target}#{heading}"
 
 
 def test_as_a_script_it_is_python_and_lacks_no_name(notebook):

@@ -44,7 +44,8 @@ def two_runs(trained_runs):
 def run_with(**columns) -> Run:
     """A run that only has a history."""
     history = pd.DataFrame({name: columns.get(name, [0.0] * 3) for name in HISTORY})
-    return Run(runs_dir() / "made-up", RECIPE, history, {"train_images": 30})
+    details = {"train_images": 30, "question": {"best_by": ["dice", "max"]}}
+    return Run(runs_dir() / "made-up", RECIPE, history, details)
 
 
 # ------------------------------------------------------------------------------------- its name
@@ -102,20 +103,6 @@ def test_a_run_opens_as_it_was(tables):
     pd.testing.assert_frame_equal(opened.history, run.history, check_dtype=False)
 
 
-@pytest.mark.fault("a run trained with other versions", "opens; one line names the versions")
-def test_other_versions_are_noted_and_nothing_is_trained_again(tables, two_runs, capsys):
-    path = two_runs[0].folder / "run.json"
-    details = json.loads(path.read_text())
-    now = details["versions"]["torch"]
-    details["versions"]["torch"] = "1.0"
-    path.write_text(json.dumps(details))
-    capsys.readouterr()
-    run = fit(RECIPE, *tables)
-    noted, trained = capsys.readouterr().out.splitlines()
-    assert run.folder.name in noted and f"torch 1.0 (now {now})" in noted
-    assert "retrain=True" in trained
-
-
 @pytest.mark.fault("history.csv missing", "the folder is no run, and says so")
 def test_a_folder_without_a_finished_epoch_is_no_run(two_runs):
     (two_runs[0].folder / "history.csv").unlink()
@@ -133,7 +120,7 @@ def test_a_run_without_a_setting_that_is_new_here_has_the_default(two_runs):
 
 
 HEADER = ",".join(HISTORY)
-DETAILS = '{"data": "", "profile": "", "train_images": 1, "versions": {"unetlib": "", "torch": ""}}'
+DETAILS = '{"data": "", "profile": "", "train_images": 1, "question": {"code": {}, "settings": {}}}'
 
 
 @pytest.mark.fault(
@@ -160,8 +147,7 @@ DETAILS = '{"data": "", "profile": "", "train_images": 1, "versions": {"unetlib"
         ("run.json", "7"),
         ("run.json", "{}"),
         ("run.json", DETAILS),
-        ("run.json", DETAILS.replace("1,", '"one",')),
-        ("run.json", DETAILS.replace('{"unetlib": "", "torch": ""}', "7")),
+        ("run.json", DETAILS.replace('{"code": {}, "settings": {}}', "7")),
         ("run.json", None),
     ],
 )

@@ -217,7 +217,7 @@ def test_without_a_path_the_own_export_answers_else_the_shipped_weights(shipped,
     "no --model, and the export in models/ is damaged or exchanged",
     "one warning; the weights of the repository answer",
 )
-@pytest.mark.parametrize("wrong", ["cut", "a bit", "exchanged", "manifest", "nan"])
+@pytest.mark.parametrize("wrong", ["cut", "a bit", "exchanged", "manifest"])
 def test_an_export_that_does_not_open_is_said_and_the_shipped_one_answers(
     shipped, own, data_set, tmp_path, type_in, wrong
 ):
@@ -230,12 +230,7 @@ def test_an_export_that_does_not_open_is_said_and_the_shipped_one_answers(
     elif wrong == "manifest":
         (own.parent / MANIFEST).write_text("[")
     else:
-        model = UNet(widths=(2, 4))
-        if wrong == "nan":
-            torch.nn.init.constant_(model.head.bias, torch.nan)
-        save_model(own, model, 16)
-        if wrong != "exchanged":
-            write_manifest(own.parent, [own])
+        save_model(own, UNet(widths=(2, 4)), 16)
     typed = ["predict", data_set / "test", "--output", tmp_path / "s.csv"]
     result, (warning,) = type_in(*typed)
     named = own.parent / MANIFEST if wrong == "manifest" else own

@@ -5,11 +5,9 @@ torchrun --nproc-per-node 2 -m unetlib train --batch-size auto
 python -m unetlib predict photo.jpg folder/ --output masks --overlay
 """
 
-import argparse
 import json
 import sys
 import warnings
-from functools import partial
 from itertools import starmap
 
 import tyro
@@ -28,12 +26,6 @@ def main(arguments: list[str] | None = None) -> int:
     arguments = sys.argv[1:] if arguments is None else arguments
     names = ("train", "export", "predict", "score", "compare", "download", "subset", "check")
     commands = {name: getattr(offered, name) for name in names}
-    # The recipe that is named gives all other settings their defaults.
-    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
-    parser.add_argument("--recipe")
-    parser.add_argument("--epochs")
-    settings = offered.settings_of(**vars(parser.parse_known_args(arguments)[0]))
-    commands["train"] = partial(offered.train, settings=settings)
     try:
         result = tyro.extras.subcommand_cli_from_dict(
             commands, prog="python -m unetlib", description=DESCRIPTION, args=arguments

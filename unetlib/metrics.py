@@ -62,7 +62,7 @@ def _overlap_and_areas(predicted, target) -> tuple[torch.Tensor, torch.Tensor]:
     return (one & other).sum(dim=1), one.sum(dim=1) + other.sum(dim=1)
 
 
-def dataset_logits(model: nn.Module, dataset, batch_size=16, precision="fp32") -> torch.Tensor:
+def dataset_logits(model: nn.Module, dataset, batch_size=4, precision="fp32") -> torch.Tensor:
     """Logits of a whole dataset, float32 ``(N, 1, H, W)`` on the CPU, in its order, at its size.
 
     Never augmented: they belong to ``dataset.images``, pixel by pixel.
@@ -86,7 +86,7 @@ def evaluate(
     metrics: Mapping[str, Callable] | None = None,
     precision: str = "fp32",
     rows: Sequence[int] | None = None,
-    batch_size: int = 16,
+    batch_size: int = 4,
 ) -> pd.DataFrame:
     """Score a model image by image against hard masks, at the dataset's size.
 

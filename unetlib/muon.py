@@ -42,8 +42,9 @@ def orthogonal(update: torch.Tensor) -> torch.Tensor:
     matrix = matrix / (matrix.norm() + 1e-7)
     matrix = matrix.T if rows > columns else matrix
     gram, product = matrix @ matrix.T, (eye := torch.eye(len(matrix), device=matrix.device))
-    for _ in range(5 if min(rows, columns) > 1 else 0):  # on the small side, where it is cheap
+    for step in range(5 if min(rows, columns) > 1 else 0):  # on the small side, where it is cheap
         factor = 3.4445 * eye - 4.7750 * gram + 2.0315 * gram @ gram
-        gram, product = factor @ gram @ factor, factor @ product
+        product = factor @ product if step else factor
+        gram = factor @ gram @ factor if step < 4 else gram
     matrix = (product @ matrix).T if rows > columns else product @ matrix
     return matrix.reshape(update.shape) * max(1, rows / columns) ** 0.5

@@ -8,11 +8,9 @@ import shutil
 import sys
 import warnings
 from contextlib import redirect_stdout
-from dataclasses import fields, make_dataclass
-from datetime import timedelta
 from pathlib import Path
 from pkgutil import resolve_name
-from typing import Annotated, Literal, get_type_hints
+from typing import Annotated, Literal, TypedDict, get_type_hints
 
 from tyro.conf import OmitArgPrefixes, Positional, arg
 
@@ -21,7 +19,7 @@ from unetlib.deploy import manifest
 from unetlib.deploy.images import CSV, code_files, mask_files
 from unetlib.recipe import BUILT_IN, Recipe
 from unetlib.support import folders
-from unetlib.support.files import whole_file
+from unetlib.support.files import file_hash, whole_file
 
 DATA_HELP = "A folder as Carvana's, or of images/, masks/; default: UNETLIB_DATA, or the model's."
 Data = Annotated[Path | None, arg(help=DATA_HELP)]
@@ -29,25 +27,22 @@ Data = Annotated[Path | None, arg(help=DATA_HELP)]
 Json = Annotated[bool, arg(help="Print one JSON object as the last line of stdout.")]
 Network = Annotated[str | None, arg(help="Own network, MODULE:NAME of its class or function.")]
 
-# A recipe as options, which cannot be functions: the built-in names are offered.
+# A recipe as options, which cannot be functions: the built-in names are offered. What is not typed
+# is not in the dict, so that the recipe that is named decides on it.
 TYPES = get_type_hints(Recipe) | {name: Literal[names] for name, names in BUILT_IN.items()}
-OPTIONS = [(f.name, TYPES[f.name], f.default) for f in fields(Recipe) if f.name != "network"]
-CHECKS = dict(__doc__=Recipe.__doc__, __post_init__=lambda self: Recipe(**vars(self)) and None)
-Settings = make_dataclass("Settings", OPTIONS, namespace=CHECKS)
-BASELINE = Settings()
+OPTIONS = {
+    name: Annotated[kind, arg(help_behavior_hint=f"(baseline: {getattr(Recipe, name)})")]
+    for name, kind in TYPES.items()
+    if name != "network"
+}
+Settings = TypedDict("Settings", OPTIONS, total=False)
+Settings.__doc__ = Recipe.__doc__
 RECIPES = dict(baseline=Recipe, fast=Recipe.fast, best=Recipe.best, few=Recipe.few)
 
 
-def settings_of(recipe: str | None, epochs: str | None) -> Settings:
-    """The settings of a recipe by name, for so many epochs; the baseline's, if it is unknown."""
-    count = int(epochs) if epochs and epochs.isdecimal() else 0
-    made = RECIPES.get(recipe, Recipe)(**(dict(epochs=count) if count else {}))
-    return Settings(**{name: getattr(made, name) for name, *_ in OPTIONS})
-
-
 def train(
-    settings: OmitArgPrefixes[Settings] = BASELINE,
-    recipe: Literal["baseline", "fast", "best", "few"] = "baseline",
+    settings: OmitArgPrefixes[Settings],
+    recipe: Literal[tuple(RECIPES)] = "baseline",
     network: Network = None,
     data: Data = None,
     output_dir: Path | None = None,
@@ -66,10 +61,11 @@ def train(
     """
     rank = os.environ.get("RANK", "0") if os.environ.get("WORLD_SIZE", "1") != "1" else "0"
     checkpoint = (output_dir or folders.models_dir()) / manifest.FILES["pytorch"]
-    manifest.check_manifest(checkpoint.parent)
+    checkpoint.parent.mkdir(parents=True, exist_ok=True)
+    manifest.read_manifest(checkpoint.parent)  # or an error, before any work
+    asked = RECIPES[recipe](**settings, network=_imported(network) or "unet")
+    scaled = (profile := unetlib.profile()).scale(asked)
     train_rows, val_rows = unetlib.split_by_group(unetlib.find_samples(data))
-    profile, own = unetlib.profile(), _imported(network) or "unet"
-    scaled = profile.scale(asked := Recipe(**vars(settings), network=own))
     if rank == "0":
         changed = {name: one for name, one in vars(scaled).items() if one != getattr(asked, name)}
         print(profile, f"sets {changed}" if changed else "", file=sys.stderr)
@@ -105,9 +101,8 @@ def export(
     """
     if checkpoint is None and not (runs := unetlib.find_runs()):
         raise unetlib.ModelFileError(f"{folders.runs_dir()}: no run: python -m unetlib train.")
-    manifest.check_manifest(output_dir := output_dir or folders.models_dir())
-    before, hash_of = output_dir / manifest.FILES["pytorch"], manifest.file_hash
-    if not checkpoint and before.is_file() and hash_of(before) != hash_of(runs[-1].checkpoint):
+    before = (output_dir := output_dir or folders.models_dir()) / manifest.FILES["pytorch"]
+    if not checkpoint and before.is_file() and file_hash(before) != file_hash(runs[-1].checkpoint):
         what = f"was of another training than the run asked for last, {runs[-1].folder.name}"
         warnings.warn(f"{before}: {what}, which replaces it.", stacklevel=1)
     manifest.check_file(checkpoint := checkpoint or runs[-1].checkpoint, trust=True)
@@ -154,13 +149,13 @@ def predict(
 
     from unetlib.support.processes import start_accelerator
 
-    processes = start_accelerator(timeout=timedelta(days=7))  # computers may differ in speed
+    processes = start_accelerator()
     here = int(os.environ.get("LOCAL_WORLD_SIZE", 1))
     threads = max(1, (os.cpu_count() or 1) // here) if here > 1 else None
     with redirect_stdout(sys.stderr if processes.is_main_process else None):  # which file answers
         predictor = unetlib.load_predictor(model, processes.device, threads, **how)
     write = unetlib.write_submission if to_csv else unetlib.write_masks
-    left_out = write(predictor, images, output, flip=flip, accelerator=processes, **drawn)
+    left_out = write(predictor, images, output, flip=flip, **drawn)
     if not processes.is_main_process:
         return None
     result = dict(images=len(images), masks=len(images) - len(left_out), output=str(output))

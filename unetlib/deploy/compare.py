@@ -6,7 +6,6 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator
-from copy import copy
 from functools import partial
 from pathlib import Path
 from timeit import timeit
@@ -32,7 +31,7 @@ INT8_TOLERANCE = 0.01  # Dice that int8 may lose before it is marked
 NOTE = "undertrained?"  # the mark: a well-trained network loses much less
 
 
-def parity(models_dir, samples: pd.DataFrame, network=None, logits=None) -> pd.DataFrame:
+def parity(models_dir, samples: pd.DataFrame, network=None) -> pd.DataFrame:
     """Compare every exported format with the PyTorch file on real images, freshly loaded.
 
     A row per format: ``format``, ``file``, ``bytes``, ``max_abs_diff`` (of probabilities),
@@ -42,16 +41,10 @@ def parity(models_dir, samples: pd.DataFrame, network=None, logits=None) -> pd.D
     Args:
         models_dir, samples: where ``export_all`` wrote, and a sample table with masks.
         network: of an own network, see ``load_model``.
-        logits: a ``.npy`` file of the PyTorch file's, where this process lacks ``network``.
     """
     paths, rows = [Path(models_dir) / file for file in FILES.values()], []
-    predictors = [load_predictor(path, "cpu") for path in paths[1:]]
-    if logits is None:
-        first = load_predictor(paths[0], "cpu", network=network)
-    else:
-        first, kept = copy(predictors[0]), iter(_batches(np.load(logits)))
-        first.format, first.path, first.logits = "pytorch", paths[0], lambda _: next(kept)
-    for predictor, _, scores in _scored([first, *predictors], samples, "comparing formats"):
+    predictors = [load_predictor(path, "cpu", network=network) for path in paths]
+    for predictor, _, scores in _scored(predictors, samples, "comparing formats"):
         difference = scores["dice"] - (rows[0]["dice"] if rows else scores["dice"])
         lost_much = predictor.format == "int8" and difference < -INT8_TOLERANCE
         row = dict(format=predictor.format, file=predictor.path.name)
@@ -65,18 +58,14 @@ def _scored(predictors: list[Predictor], samples: pd.DataFrame, title: str) -> I
     size, colour, first = predictors[0].size, predictors[0].colour, None
     dataset = CarvanaDataset(samples, size, decode=decode_once, colour=colour)
     for predictor in tqdm(predictors, title):
-        maps = [predictor.predict_maps(batch) for batch in _batches(dataset.images)]
-        probability = np.concatenate(maps)
+        batches = np.array_split(dataset.images, -(-len(samples) // BATCH_SIZE))
+        probability = np.concatenate([predictor.predict_maps(batch) for batch in batches])
         car = probability > predictor.threshold
         first = first or (probability, car)
-        difference = float(np.abs(probability - first[0]).max())
-        scores = dict(max_abs_diff=difference, pixels_changed=float((car != first[1]).mean()))
-        score = dice(car, dataset.coverage >= 128).mean().item()
-        yield predictor, probability, scores | dict(dice=score)
-
-
-def _batches(images: np.ndarray) -> list[np.ndarray]:
-    return np.array_split(images, -(-len(images) // BATCH_SIZE))
+        scores = dict(max_abs_diff=float(np.abs(probability - first[0]).max()))
+        scores |= dict(pixels_changed=float((car != first[1]).mean()))
+        scores |= dict(dice=dice(car, dataset.coverage >= 128).mean().item())
+        yield predictor, probability, scores
 
 
 def compare(

@@ -33,7 +33,7 @@ from tqdm.auto import tqdm
 from unetlib.dataset import CarvanaDataset, to_tensor
 from unetlib.deploy.compare import TOLERANCE, in_a_fresh_process, parity
 from unetlib.deploy.formats import METADATA_KEY, describe_onnx
-from unetlib.deploy.manifest import FILES, MANIFEST, check_manifest, folder_lock, write_manifest
+from unetlib.deploy.manifest import FILES, MANIFEST, folder_lock, read_manifest, write_manifest
 from unetlib.metrics import dataset_logits
 from unetlib.model import evaluating
 from unetlib.pictures import sides
@@ -49,7 +49,8 @@ CALIBRATION_IMAGES = 32
 def export_all(
     run, output_dir=None, *, train: pd.DataFrame, val: pd.DataFrame, network=None
 ) -> pd.DataFrame:
-    """Write a run's best model in every format and prove, in a fresh process, that they agree.
+    """Write a run's best model in every format and prove that they agree, in a fresh process
+    unless the network is an own one.
 
     The result is the table of ``parity``. An int8 file that loses more than 0.01 Dice, as those of
     undertrained networks do, is kept, but marked.
@@ -62,14 +63,15 @@ def export_all(
         network: of an own network, see ``load_model``; None takes the one of a run's recipe.
 
     Raises:
-        ModelFileError: no finished epoch; a float format, then removed, differs by over 1e-4 in
-            probability (own networks with logits beyond 100: a millionth of the largest, which is
-            float32's rounding); files cannot be written, or PyTorch cannot record the network
-            (older ones stay); or the folder's manifest.json is another program's.
+        ModelFileError: no finished epoch; a float format differs by over 1e-4 in probability (own
+            networks with logits beyond 100: a millionth of the largest, which is float32's
+            rounding); files cannot be written, or PyTorch cannot record the network; or the
+            folder's manifest.json is another program's. Files of an earlier export stay.
     """
     network = network or getattr(run, "network", None)
     output_dir = Path(output_dir) if output_dir is not None else models_dir()
-    check_manifest(output_dir)
+    output_dir.mkdir(parents=True, exist_ok=True)
+    read_manifest(output_dir)  # or an error, before any work
 
     workshop = tempfile.TemporaryDirectory(dir=output_dir, prefix=".export-")
     with workshop, folder_lock(output_dir):
@@ -81,21 +83,16 @@ def export_all(
             raise ModelFileError(f"{output_dir}: {problem}; choose another folder.") from None
         tolerance = table.attrs["tolerance"]
         wrong = table[(table["format"] != "int8") & ~(table["max_abs_diff"] <= tolerance)]
-        for file in wrong["file"]:
-            (folder / file).unlink()
-            (output_dir / file).unlink(missing_ok=True)
-        marked = table[table["note"] != ""].set_index("file")
-        write_manifest(folder, **marked["note"])
+        if len(wrong):
+            problem = f"over {tolerance:g} in probability from PyTorch, so nothing is exported"
+            raise ModelFileError(f"{', '.join(wrong['file'])}: {problem}; report your versions.")
         # Only now do files of an earlier export go. The manifest that vouches for them comes last.
-        for file in [*table["file"].drop(wrong.index), MANIFEST]:
+        for file in [*table["file"], MANIFEST]:
             os.replace(folder / file, output_dir / file)
-    if len(wrong):
-        problem = f"over {tolerance:g} in probability from PyTorch, so removed; report it"
-        raise ModelFileError(f"{', '.join(wrong['file'])}: {problem} with your versions.")
     remedy = "train longer and export again, and use the fp32 files until then"
-    for file, lost in (-marked["dice_difference"]).items():
-        warning = f"{output_dir / file}: loses {lost:.3f} Dice, as undertrained models do"
-        warnings.warn(f"{warning}; {remedy}.", stacklevel=2)
+    for row in table[table["note"] != ""].itertuples():
+        lost = f"loses {-row.dice_difference:.3f} Dice, as undertrained models do"
+        warnings.warn(f"{output_dir / row.file}: {lost}; {remedy}.", stacklevel=2)
     return table
 
 
@@ -126,16 +123,15 @@ def _export_into(folder: Path, checkpoint, train, val, network) -> pd.DataFrame:
         problem = f"{type(model).__name__} cannot be exported as {name} ({why})"
         raise ModelFileError(f"{checkpoint}: {problem}; change its forward.") from error
     write_manifest(folder)
-    table, kept, tolerance = folder / "table.pickle", [], TOLERANCE
-    val.to_pickle(table)
+    table, tolerance = folder / "table.pickle", TOLERANCE
     if content["network"]:  # another process lacks its class
-        kept = [folder / "logits.npy"]
-        again = load_model(path["pytorch"], network)[0]
-        logits = dataset_logits(again, CarvanaDataset(val, size, colour=colour))
-        np.save(*kept, logits)
+        found = parity(folder, val, network)
+        logits = dataset_logits(model, CarvanaDataset(val, size, colour=colour))
         tolerance = max(TOLERANCE, 1e-6 * logits.abs().max().item())
-    in_a_fresh_process(PARITY, *map(str, (folder, table, *kept)), what=folder)
-    found = pd.read_pickle(table)  # ours, so it is safe to open
+    else:
+        val.to_pickle(table)
+        in_a_fresh_process(PARITY, str(folder), str(table), what=folder)
+        found = pd.read_pickle(table)  # ours, so it is safe to open
     found.attrs["tolerance"] = tolerance
     return found
 
@@ -143,8 +139,7 @@ def _export_into(folder: Path, checkpoint, train, val, network) -> pd.DataFrame:
 PARITY = f"""
 import sys, pandas
 from {parity.__module__} import parity
-folder, table, *kept = sys.argv[1:]
-parity(folder, pandas.read_pickle(table), None, *kept).to_pickle(table)
+parity(sys.argv[1], pandas.read_pickle(sys.argv[2])).to_pickle(sys.argv[2])
 """
 
 

@@ -6,7 +6,6 @@ their SHA-256, or if the caller trusts whoever made them. A file of any format w
 than named there is refused. A folder from a stranger brings a manifest of its own.
 """
 
-import hashlib
 import json
 import warnings
 import zipfile
@@ -17,7 +16,7 @@ from typing import Literal
 
 from unetlib.pictures import DataError
 from unetlib.support.errors import ModelFileError
-from unetlib.support.files import locked, whole_file
+from unetlib.support.files import file_hash, locked, whole_file
 
 FILES = {
     "pytorch": "unet_model.pth",
@@ -37,54 +36,37 @@ def folder_lock(folder: Path):
     return locked(folder / ".lock", partial(print, "another program writes; waiting for its lock"))
 
 
-def check_manifest(folder: Path) -> dict:
-    """Create a folder; the content of its ``manifest.json``, empty if none or a damaged one; a
-    ModelFileError if it names other things: it is another program's, which ours would replace.
-    """
-    folder.mkdir(parents=True, exist_ok=True)
-    try:
-        content = json.loads((folder / MANIFEST).read_bytes())
-    except (FileNotFoundError, ValueError):
-        return {}
-    if not isinstance(content, dict) or content.keys() - {*FILES.values()}:
-        raise ModelFileError(f"{folder / MANIFEST}: not unetlib's, so kept; give another folder.")
-    return content
-
-
-def write_manifest(folder: Path, files: Iterable[Path] | None = None, **notes: str) -> None:
+def write_manifest(folder: Path, files: Iterable[Path] | None = None) -> None:
     """Record what was written into a folder, so that a changed or exchanged file is noticed.
 
-    For each file the manifest holds its SHA-256, its size in bytes, ``weights`` (the SHA-256 of the
-    ``.pth`` file whose weights it has) and, where there is something to know, a ``note``. Another
-    program's is refused, see ``check_manifest``. ``files`` were written just now, all of the same
-    weights, beside what the manifest says of others; None: every exported file, and no other.
-    ``notes``: by file name, what a user should know of it.
+    For each file the manifest holds its SHA-256 and ``weights``, the SHA-256 of the ``.pth`` file
+    whose weights it has. Errors as for ``read_manifest``. ``files`` were written just now, all of
+    the same weights, beside what the manifest says of others; None: every exported file, no other.
     """
-    content, weights = check_manifest(folder), file_hash(folder / FILES["pytorch"])
+    content, weights = read_manifest(folder), file_hash(folder / FILES["pytorch"])
     if files is None:
         content, files = {}, exported_files(folder).values()
-    for file in files:
-        entry = dict(sha256=file_hash(file), bytes=file.stat().st_size, weights=weights)
-        content[file.name] = entry | ({"note": notes[file.name]} if file.name in notes else {})
+    content |= {file.name: dict(sha256=file_hash(file), weights=weights) for file in files}
     with whole_file(folder / MANIFEST) as part:
         part.write_text(json.dumps(content, indent=1), encoding="utf-8")
 
 
 def read_manifest(folder: Path) -> dict[str, dict]:
-    """``manifest.json``'s entries by file name (ModelFileError: damaged); none if there is none."""
+    """``manifest.json``'s entries by file name, none if there is none.
+
+    ModelFileError: it is damaged, or another program's, which ours would replace.
+    """
     path = folder / MANIFEST
     try:
-        return {name: dict(entry) for name, entry in json.loads(path.read_bytes()).items()}
+        content = json.loads(path.read_bytes())
+        if set(map(type, content.values())) <= {dict} and content.keys() <= {*FILES.values()}:
+            return content
+        problem = "another program's"
     except FileNotFoundError:
         return {}
-    except (OSError, ValueError, TypeError, AttributeError):
-        raise ModelFileError(f"{path}: damaged; export again, or delete it.") from None
-
-
-def file_hash(path: Path) -> str:
-    """SHA-256 of a file, 64 hex digits."""
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+    except (OSError, ValueError, AttributeError):
+        problem = "damaged"
+    raise ModelFileError(f"{path}: {problem}, so kept; delete it, or take another folder.")
 
 
 def exported_files(folder: Path) -> dict[str, Path]:

@@ -1,10 +1,10 @@
 """Images -> masks: one predictor over all formats."""
 
 import warnings
-from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import torch
 from PIL import Image
 
@@ -14,6 +14,7 @@ from unetlib.deploy.manifest import FILES, check_file
 from unetlib.device import pick_device
 from unetlib.pictures import image_size, load_image, sides
 from unetlib.recipe import PRETRAINED
+from unetlib.store.model_file import load_plain
 from unetlib.support.errors import ModelFileError
 from unetlib.support.folders import models_dir
 
@@ -53,15 +54,15 @@ class Predictor:
         float32 ``(H, W)`` in [0, 1]; of a list, a list of them.
 
         Args:
-            image_or_images: what ``load_image`` takes and refuses; or a list, iterator or table
-                column of that.
+            image_or_images: what ``load_image`` takes and refuses; or a list or table column of
+                that.
             size: of the result: ``original`` (the image's own), ``model`` (as the model gives it,
                 nothing enlarged), or what ``pictures.sides`` takes and refuses.
             flip: predict the mirrored picture too and take the mean (test-time augmentation).
         """
         if not isinstance(size, str) or size not in ("original", "model"):
             size = sides(size)
-        several, found = _are_several(image_or_images), []
+        several, found = isinstance(image_or_images, (list, tuple, pd.Series)), []
         images = list(image_or_images) if several else [image_or_images]
         for start in range(0, len(images), BATCH_SIZE):
             batch = images[start : start + BATCH_SIZE]
@@ -99,14 +100,6 @@ class Predictor:
         return maps
 
 
-def _are_several(images) -> bool:
-    """Whether these are images and not one; a set is neither, because it has no order."""
-    if isinstance(images, np.ndarray):
-        return images.dtype.kind in "OU"  # paths
-    listed = isinstance(images, (list, tuple, Iterator)) or hasattr(images, "to_numpy")  # pandas
-    return listed and not hasattr(images, "read")  # an open file has lines
-
-
 def enlarge(probability: np.ndarray, size: tuple[int, int]) -> np.ndarray:
     """A float32 map at another size ``(height, width)``, bilinearly; unchanged at its own size."""
     if probability.shape == tuple(size):
@@ -120,11 +113,9 @@ def default_model(network=None, trust=False) -> Path:
     """
     own = models_dir() / FILES["pytorch"]
     try:
-        if network is not None or (own.is_file() and load_predictor(own, "cpu", trust=trust)):
+        if network is not None or (own.is_file() and check_file(own, trust) and load_plain(own)):
             return own
     except ModelFileError as error:
-        if error.needs_network:
-            raise
         warnings.warn(f"{error} So {PRETRAINED} is asked.", stacklevel=3)
     return PRETRAINED
 

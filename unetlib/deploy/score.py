@@ -8,7 +8,7 @@ from tqdm.auto import tqdm
 
 from unetlib.fetch.tables import RECREATE, read_table, summarize
 from unetlib.masks import rle_decode
-from unetlib.pictures import DataError
+from unetlib.pictures import DataError, Problem
 from unetlib.support import folders
 
 
@@ -23,7 +23,8 @@ def score(submission: str | Path, solution: str | Path | None = None) -> pd.Data
     tables = [read_table(path, "img", "rle_mask") for path in paths]
     for path, (table, problems) in zip(paths, tables, strict=True):
         if problems or table is None or table.empty:
-            raise DataError([*problems, f"{path}: no such file, or no rows; check the path."][0])
+            found = [*problems, Problem(str(path), "no such file, or no rows", "")][0]
+            raise DataError(found._replace(remedy="give a csv file as predict writes it"))
     found, truth = (table.set_index("id") for table, _ in tables)
     missing, what = truth.index.difference(found.index), f"picture(s) of {paths[1]} missing"
     for problem in summarize(paths[0], missing, what, "predict these, or give their --solution"):

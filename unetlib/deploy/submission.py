@@ -15,7 +15,7 @@ import os
 import shutil
 import sys
 import uuid
-from collections import deque
+from collections import ChainMap, deque
 from collections.abc import Callable, Iterable
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
@@ -23,22 +23,22 @@ from itertools import chain, islice
 from pathlib import Path
 
 import numpy as np
+from accelerate import PartialState
 from accelerate.utils import broadcast_object_list, gather_object
 from PIL import Image, ImageFilter
 from PIL.PngImagePlugin import PngInfo
 from tqdm.auto import tqdm
 
 from unetlib.deploy.images import HEADER, UNREADABLE_HEADER, Paths, code_files, is_ours, mask_files
-from unetlib.deploy.manifest import file_hash
 from unetlib.deploy.predict import BATCH_SIZE, Predictor, enlarge
 from unetlib.masks import rle_encode
 from unetlib.pictures import DataError, image_size, load_image, opening, upright
-from unetlib.support.files import whole_file
+from unetlib.support.files import file_hash, whole_file
 from unetlib.support.memory import stamp
 
 
 def write_masks(
-    predictor, images: Paths, folder, *, flip=False, overlay=False, cutout=False, accelerator=None
+    predictor: Predictor, images: Paths, folder, *, flip=False, overlay=False, cutout=False
 ) -> list[tuple[str, str]]:
     """Write each image's mask as ``<stem>_mask.png`` (0/255, original size), all at the end.
 
@@ -74,23 +74,20 @@ def write_masks(
                 if is_ours(old := folder / f"{image.stem}_{kind}.png"):
                     old.unlink()
 
-    job = _Job(predictor, list(results), folder / ".parts", write, flip, accelerator, kinds)
+    job = _Job(predictor, list(results), folder / ".parts", write, flip, kinds)
     return job.run(finish, folder / "unreadable.csv")
 
 
 def write_submission(
-    predictor: Predictor, images: Paths, path: str | Path, *, flip=False, accelerator=None
+    predictor: Predictor, images: Paths, path: str | Path, *, flip=False
 ) -> list[tuple[str, str]]:
     """Write Kaggle's submission, ``img,rle_mask`` of each image in order; gzip packs ``.csv.gz``.
 
     The file appears whole or not at all; what was stopped or killed goes on where it was. An image
     that cannot be read, or whose name cannot be written, is listed in ``<stem>.unreadable.csv``.
-    Returns ``(file, problem)`` of each of these; [] in all processes but the first.
-
-    Args:
-        flip: predict the mirrored picture too and take the mean.
-        accelerator: of one of several processes (``support.processes.start_accelerator``): they
-            share the images, on one computer or on several with one file system.
+    Returns ``(file, problem)`` of each of these. ``flip``: predict the mirrored picture too and
+    take the mean. Several processes (``support.processes.start_accelerator``), on one computer or
+    on several with one file system, share the images; all but the first return [].
 
     Raises:
         DataError: two images of one name, or none that can be read; or an output of another kind's
@@ -107,7 +104,7 @@ def write_submission(
         codes = ((image.name, part.read_text().strip()) for image, (part,) in parts.items())
         _write_csv(path, HEADER, codes)
 
-    job = _Job(predictor, images, path.with_name(f".{path.name}.parts"), write, flip, accelerator)
+    job = _Job(predictor, images, path.with_name(f".{path.name}.parts"), write, flip)
     return job.run(finish, unreadable)
 
 
@@ -130,10 +127,9 @@ def cut_out(picture: Image.Image, mask: np.ndarray) -> Image.Image:
 class _Job:
     """Images to predict with one model, each into a file of each kind in the folder ``parts``."""
 
-    def __init__(self, predictor, images, parts, write: Callable, flip, accelerator, kinds=("",)):
+    def __init__(self, predictor, images, parts, write: Callable, flip, kinds=("",)):
         self.predictor, self.parts, self.write, self.flip = predictor, parts, write, flip
-        self.accelerator, self.problems = accelerator, {}
-        self.rank = accelerator.process_index if accelerator else 0
+        self.processes, self.problems = PartialState(), {}
         how = [file_hash(predictor.path), predictor.name, predictor.threshold, flip]
         facts = ([*how, one.name, stamp(one) if one.exists() else None] for one in images)
         keys = (hashlib.sha256(json.dumps(known).encode()).hexdigest() for known in facts)
@@ -142,16 +138,13 @@ class _Job:
 
     def run(self, finish: Callable[[dict[Path, list[Path]]], None], unreadable: Path) -> list:
         """Predict what is left, with the other processes; then end all jobs of this output."""
-        if self.rank == 0:
+        if self.processes.is_main_process:
             self.parts.mkdir(parents=True, exist_ok=True)
-        try:
-            if self.accelerator:  # one list for all, whatever happens to the images meanwhile
-                (self.results,) = broadcast_object_list([self.results])
+        try:  # one list for all, whatever happens to the images meanwhile
+            (self.results,) = broadcast_object_list([self.results])
             self._predict_share()
-            if self.accelerator:
-                for problems in gather_object([self.problems]):
-                    self.problems |= problems
-            if self.rank > 0:
+            self.problems = dict(ChainMap(*gather_object([self.problems])))
+            if not self.processes.is_main_process:
                 return []
             left_out = [(str(one), why) for one in self.results if (why := self.problems.get(one))]
             # Renamed first: another run into the same output may be finishing, or writing there.
@@ -179,11 +172,11 @@ class _Job:
 
     def _predict_share(self) -> None:
         """Predict this process's images; threads read the next and write the last ones."""
-        world_size = self.accelerator.num_processes if self.accelerator else 1
-        mine = list(self.results)[self.rank :: world_size]
+        rank = self.processes.process_index
+        mine = list(self.results)[rank :: self.processes.num_processes]
         left = [image for image in mine if not all(map(_is_whole, self.results[image]))]
         batches = (left[at : at + BATCH_SIZE] for at in range(0, len(left), BATCH_SIZE))
-        counts = dict(total=len(mine), initial=len(mine) - len(left), disable=self.rank > 0)
+        counts = dict(total=len(mine), initial=len(mine) - len(left), disable=rank > 0)
         with tqdm(desc="predicting", unit="img", **counts) as bar, ThreadPoolExecutor() as pool:
             begun = ([(one, pool.submit(self._read, one)) for one in batch] for batch in batches)
             reading, writing = deque(islice(begun, 2)), []

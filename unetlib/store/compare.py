@@ -34,7 +34,7 @@ def compare_runs(runs: Mapping[str, Run] | Iterable[Run] | None = None) -> pd.Da
     for fact in ("data", "profile"):
         settings[fact] = [run.details[fact] for run in runs.values()]
     settings["best_by"] = [run.best_by for run in runs.values()]
-    codes = [run.details.get("question", {}).get("code", {}) for run in runs.values()]
+    codes = [run.details["question"]["code"] for run in runs.values()]
     for setting in BUILT_IN if len(settings) else ():
         names = settings[setting].map(name_of)
         hashes = pd.Series([code.get(setting) for code in codes], names.index, str)

@@ -5,8 +5,6 @@ batch: their number changes the speed, but see ``SharedLearner`` on batch normal
 """
 
 import math
-import signal
-import threading
 import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager, suppress
@@ -20,6 +18,7 @@ import torch._dynamo  # optimizers import it late, and a stop in the middle of t
 from accelerate import Accelerator
 from accelerate.utils import broadcast_object_list
 
+from unetlib import __version__
 from unetlib.dataset import CarvanaDataset, to_tensor
 from unetlib.device import autocast, pick_device
 from unetlib.metrics import evaluate
@@ -29,7 +28,7 @@ from unetlib.recipe import BUILT_IN, Recipe
 from unetlib.store.checkpoint import load_state, restore, unwritable, write_run, write_tables
 from unetlib.store.model_file import weights_named
 from unetlib.store.question import code_hash, name_of, question_of
-from unetlib.store.runs import HISTORY, Run, find_runs, load_run, run_folder, run_lock, versions
+from unetlib.store.runs import HISTORY, Run, find_runs, load_run, run_folder, run_lock
 from unetlib.support.cache import decode_once
 from unetlib.support.memory import fingerprint, pair_hashes
 from unetlib.support.processes import SharedLearner, settle_batch_size, start_accelerator
@@ -50,7 +49,7 @@ def fit(
     """Train a network by a recipe; a finished run of the same question is returned at once.
 
     The question is recipe, data, profile and the code that is running, the recipe's own and
-    unetlib's. Interrupted (stop button, Ctrl-C, SIGTERM), ``fit`` returns the run with its finished
+    unetlib's. Interrupted (stop button, Ctrl-C), ``fit`` returns the run with its finished
     epochs; killed, it loses the last one. Called again, it goes on from there, on a CPU to the very
     weights of an undisturbed run; with a constant schedule also from a run of fewer epochs.
 
@@ -71,18 +70,18 @@ def fit(
         RunError: the files of the run to go on from are damaged.
         DataError: an empty table or an unreadable file.
     """
-    for name, table in (("train", train), ("val", val)):
-        if table.empty:
-            raise DataError(f"The sample table {name!r} has no rows: choose another split.")
     metrics, best_by = dict(metrics or {}), tuple(best_by)
     scores = ("dice", "dice_objects", "iou", "loss", *metrics)
     known = [(name, way) for name in scores for way in ("max", "min")]
     if best_by not in known:
         raise ValueError(f"best_by={best_by} is unknown: use one of {known}.")
+    for name, table in (("train", train), ("val", val)):
+        if table.empty:
+            raise DataError(f"The sample table {name!r} has no rows: choose another split.")
     accelerator = start_accelerator()
     question = question_of(recipe, f"{fingerprint(train)}-{fingerprint(val)}", best_by, metrics)
     folder = run_folder(question)
-    with _alone(folder, accelerator), _stop_on_sigterm():
+    with _alone(folder, accelerator):
         run = state = None
         if accelerator.is_main_process and not retrain:
             run, state = _look_up(recipe, question, folder)
@@ -112,7 +111,7 @@ def _look_up(recipe: Recipe, question: dict, folder: Path) -> tuple[Run | None, 
         print(f"run {folder.name}: goes on after epoch {len(state['history'])}")
         return None, state
     asked, code = _but_for_epochs_and_code(question), question["code"]
-    runs = [(run, run.details["question"]) for run in find_runs() if "question" in run.details]
+    runs = [(run, run.details["question"]) for run in find_runs()]
     alike = [(run, its["code"]) for run, its in runs if _but_for_epochs_and_code(its) == asked]
     shorter = [run for run, its in alike if its == code and len(run.history) < recipe.epochs]
     for run in sorted(shorter, key=lambda run: -len(run.history)):
@@ -189,7 +188,8 @@ def _train(recipe, train_rows, val_rows, question, state, on_epoch, metrics, acc
     if metrics:  # tried before an epoch is lost
         for val_set in val_sets.values():
             evaluate(learner.model, val_set, metrics=metrics, rows=range(1))
-    details = dict(question=question, versions=versions())
+    versions = dict(unetlib=__version__, torch=str(torch.__version__))
+    details = dict(question=question, versions=versions)
     details |= {name: question[name] for name in ("profile", "data")}
     details |= dict(batch_size=batch_size, lr=lr, precision=learner.precision, device=str(device))
     details |= dict(processes=accelerator.num_processes, train_images=len(train_rows))
@@ -262,15 +262,3 @@ def _alone(folder: Path, accelerator: Accelerator) -> Iterator[None]:
             if not (folder / "history.csv").exists():
                 raise unwritable(error.filename or folder, error) from None
         yield
-
-
-@contextmanager
-def _stop_on_sigterm() -> Iterator[None]:
-    """Let SIGTERM (a cluster's or a service manager's request to end) act like the stop button."""
-    possible = threading.current_thread() is threading.main_thread()
-    before = possible and signal.signal(signal.SIGTERM, signal.default_int_handler)
-    try:
-        yield
-    finally:
-        if possible:
-            signal.signal(signal.SIGTERM, before or signal.SIG_DFL)  # None: not set from Python

@@ -132,9 +132,7 @@ def load_model(path: str | Path, network: Callable | None = None) -> tuple[nn.Mo
     own = content["network"]
     if own and network is None:
         remedy = f"pass network={own}, or on the command line --network module:{own}"
-        error = ModelFileError(f"{path}: weights of {own}, a network of your own; {remedy}.")
-        error.needs_network = True
-        raise error
+        raise ModelFileError(f"{path}: weights of {own}, a network of your own; {remedy}.")
     with suppress(RunError, KeyError, TypeError):  # no run's, or code that cannot be hashed
         if own and content["info"]["recipe"]["network"]["code"] != code_hash((False, network)):
             what = f"of {own}'s code as it was, which has changed; pass that, or train again"

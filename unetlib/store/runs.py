@@ -10,18 +10,15 @@ question is answered at once and a changed number, or line, trains a run of its 
 
 import hashlib
 import json
-import platform
 import time
 import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from importlib.metadata import version
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 
-from unetlib import __version__
 from unetlib.recipe import Recipe, resolve
 from unetlib.store.question import MissingCode, restored
 from unetlib.support import folders
@@ -30,11 +27,6 @@ from unetlib.support.files import locked
 
 RETRAIN = "train again with fit(..., retrain=True)."  # the remedy for damaged runs
 HISTORY = ["epoch", "lr", "train_loss", "val_loss", "val_dice", "val_iou", "seconds"]
-
-
-def versions() -> dict[str, str]:
-    """The versions that a run writes down."""
-    return dict(unetlib=__version__, torch=version("torch"), python=platform.python_version())
 
 
 def run_folder(question: dict) -> Path:
@@ -80,7 +72,7 @@ class Run:
     @property
     def best_by(self) -> tuple[str, str]:
         """The score by which the best epoch is chosen, and ``max`` or ``min``."""
-        return tuple(self.details.get("question", {}).get("best_by", ("dice", "max")))
+        return tuple(self.details["question"]["best_by"])
 
     @property
     def checkpoint(self) -> Path:
@@ -158,30 +150,20 @@ def _column(score: str, history: pd.DataFrame) -> str:
 
 
 def load_run(folder: str | Path) -> Run:
-    """Open a run's folder; one line says if it was trained with other versions.
+    """Open a run's folder.
 
-    FileNotFoundError: it is no run, or its first epoch is not finished. RunError: it is damaged.
+    FileNotFoundError: no run, or no epoch of it is finished. RunError: damaged, or before 0.3.
     """
-    run = _open(Path(folder))
-    then, now = run.details["versions"], versions()
-    changed = [f"{name} {then[name]} (now {now[name]})" for name in now if then[name] != now[name]]
-    if changed:
-        print(f"run {run.folder.name}: trained with {', '.join(changed)}")
-    return run
-
-
-def _open(folder: Path) -> Run:
-    if not (folder / "history.csv").exists():
+    if not (folder := Path(folder)).joinpath("history.csv").exists():
         raise FileNotFoundError(f"{folder}: no run in this folder; train one with fit().")
     try:
-        history = pd.read_csv(folder / "history.csv", comment="#")
+        history = pd.read_csv(folder / "history.csv")
         texts = ((folder / name).read_text("utf-8") for name in ("recipe.json", "run.json"))
         settings, details = map(json.loads, texts)
-        settings.pop("sha256", None)  # of 0.1, whose history.csv begins with a comment
         if history.empty or not np.isfinite(history[HISTORY].astype(float)).all(axis=None):
             raise ValueError("history.csv was changed or damaged")
-        missing = {"data", "profile", "train_images", "versions"} - set(details)
-        if missing or set(versions()) - set(details["versions"]) or details["train_images"] < 1:
+        missing = {"data", "profile", "question", "train_images"} - details.keys()
+        if missing or {"code", "settings", "best_by"} - details["question"].keys():
             raise ValueError("run.json is incomplete")
         return Run(folder, restored(settings), history, details)
     except PermissionError:  # on Windows, while it is being written
@@ -201,7 +183,7 @@ def find_runs() -> list[Run]:
     for path in folders.runs_dir().glob("*/history.csv"):
         try:
             written = path.stat().st_mtime
-            runs.append((written < tomorrow, written, _open(path.parent)))
+            runs.append((written < tomorrow, written, load_run(path.parent)))
         except (FileNotFoundError, PermissionError):
             pass  # deleted meanwhile, or on Windows being written
         except RunError as error:

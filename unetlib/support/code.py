@@ -73,15 +73,13 @@ def _is_dunder(name: str) -> bool:
 
 
 def _refusal(step: str, thing, above) -> str:
-    what, steps, holder = f"a {type(thing).__name__}, whose content cannot be named", [step], ""
+    what, steps = f"a {type(thing).__name__}, whose content cannot be named", [step]
     while above:
         step, thing, above = above
         steps.append(step)
-        method = "." in getattr(thing, "__qualname__", "").rpartition("<locals>.")[2]
-        holder = holder or (label(thing) if hasattr(thing, "__dict__") and not method else "")
     way = " of ".join(f"`{step}`" for step in steps if step)
     what = f"{label(thing)} uses {way}, {what}" if way else what
-    return f'{what}: give {holder or "it"} a unetlib_name, a text like "v1" that changes with it.'
+    return f'{what}: give what holds it a unetlib_name, a text like "v1" that changes with it.'
 
 
 @cache
@@ -172,12 +170,10 @@ def _take_function(function: FunctionType) -> tuple[str, list[tuple[str, object]
             seen.append(value)
         elif not ours:
             parts.append((step, value))
-        elif isinstance(value, _NAMED) and (
-            of := _package(getattr(value, "__module__", 0) or "os")
-        ):
-            parts.append((step, of.partition(" ")[0]))  # tqdm has other names in a notebook
         elif not isinstance(value, (dict, *_LOCKS)):  # the library's registries do not count
-            parts.append((step, value))
+            of = isinstance(value, _NAMED) and _package(getattr(value, "__module__", 0) or "os")
+            # What is of a package, by that alone: tqdm has other names in a notebook.
+            parts.append((step, of.partition(" ")[0] if of else value))
     return "function", [*parts, *(("", part) for step in steps for part in step)]
 
 

@@ -4,8 +4,6 @@
 class ModelFileError(ValueError):
     """A model file cannot be used: one sentence that names the file and the remedy."""
 
-    needs_network = False  # sound, but of an own network whose class was not given
-
 
 class RunError(ValueError):
     """A run's folder cannot be used: one sentence that names it and the remedy."""

@@ -36,7 +36,7 @@ def reveal(question: str | None = None, guess=..., answer=None, line: Callable |
 
 def _shown(value) -> str:
     if isinstance(value, Number):
-        return f"{value:,}" if value == int(value) else f"{value:.3g}"
+        return f"{value:,}" if value % 1 == 0 else f"{value:.3g}"
     return str(value)
 
 

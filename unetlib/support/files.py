@@ -1,5 +1,6 @@
-"""Files that are whole or absent, and locks between programs."""
+"""Files that are whole or absent, their hashes, and locks between programs."""
 
+import hashlib
 import os
 import sys
 import time
@@ -9,6 +10,12 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from filelock import FileLock, Timeout
+
+
+def file_hash(path: str | Path) -> str:
+    """SHA-256 of a file, 64 hex digits."""
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 @contextmanager

@@ -7,13 +7,14 @@ import time
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
+from functools import partial
 from pathlib import Path
 
 import pandas as pd
 
 from unetlib.pictures import DataError, Problem
 from unetlib.support import folders
-from unetlib.support.files import whole_file
+from unetlib.support.files import file_hash, whole_file
 
 
 @contextmanager
@@ -61,8 +62,7 @@ def file_hashes(paths: Iterable[str]) -> list[str]:
     """
 
     def look_up(path: str) -> str:
-        read = Path(path).read_bytes
-        return path and recall(known, path, [path], lambda: hashlib.sha256(read()).hexdigest())
+        return path and recall(known, path, [path], partial(file_hash, path))
 
     try:
         with remembered("hashes") as known, ThreadPoolExecutor() as pool:

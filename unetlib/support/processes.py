@@ -21,14 +21,14 @@ from unetlib.training import Learner, TrainingError
 BASE_BATCH, FEWEST_STEPS = 16, 20
 
 
-def start_accelerator(timeout: timedelta = timedelta(hours=1)) -> Accelerator:
+def start_accelerator() -> Accelerator:
     """The devices and processes there are, CUDA before MPS before CPU.
 
     The recipe decides on precision, not Accelerate. Several processes use CUDA or the CPU and wait
-    for each other up to ``timeout``: decoding a large set takes a while.
+    for each other up to a week: computers may differ in speed.
     """
     several, device = int(os.environ.get("WORLD_SIZE", 1)) > 1, pick_device().type
-    handlers = [InitProcessGroupKwargs(timeout=timeout)] if several else []
+    handlers = [InitProcessGroupKwargs(timeout=timedelta(days=7))] if several else []
     on_cpu = device == "cpu" or (several and device == "mps")
     return Accelerator(cpu=on_cpu, mixed_precision="no", kwargs_handlers=handlers)
 
