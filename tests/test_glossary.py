@@ -37,6 +37,15 @@ def test_terms_are_the_bold_words_that_are_no_labels(terms):
     assert all(one.heading == "2. What fit does (twice)" and one.cell == 1 for one in terms)
 
 
+def test_a_term_belongs_to_the_heading_above_it_not_to_a_later_one_of_its_cell():
+    first = new_markdown_cell(
+        "## 1. Way\n\nA **step** is short.\n\n## 2. Aim\n\nA **mark** is far."
+    )
+    notebook = new_notebook(cells=[first, new_markdown_cell("A **leap** is long.")])
+    headings = [one.heading for one in definitions(notebook, "03_model.ipynb")]
+    assert headings == ["1. Way", "2. Aim", "2. Aim"]
+
+
 def test_the_meaning_is_the_sentence_around_the_term(terms):
     assert [one.sentence for one in terms] == [
         "A learning rate, e.g. 0.1, says how far it walks (see [the paper](https://example.org)).",

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import nbformat
-from markdown import BOLD, anchor, last_headings, masked
+from markdown import BOLD, anchor, headings, last_headings, masked
 from nbformat import NotebookNode
 
 LABELS = {"goal", "you will be able to", "needs / time", "predict", "answer", "next"}
@@ -42,7 +42,7 @@ class Definition:
 
 def definitions(notebook: NotebookNode, name: str) -> Iterator[Definition]:
     """The bold terms of a notebook, each with its sentence, in order."""
-    for index, source, heading in last_headings(notebook):
+    for index, source, before in last_headings(notebook):
         plain = masked(source)
         for found in BOLD.finditer(plain):
             term = _one_line(source[slice(*found.span(1))]).rstrip(":")
@@ -55,6 +55,7 @@ def definitions(notebook: NotebookNode, name: str) -> Iterator[Definition]:
                 }
                 sentence = "".join(source[i] for i in range(first, last) if i not in stars)
                 sentence = LIST_MARK.sub("", _one_line(sentence))
+                heading = [before, *headings(source[: found.start()])][-1]
                 yield Definition(term, sentence, name, index, heading)
 
 

@@ -46,9 +46,9 @@ def local_links(source: str) -> Iterator[tuple[str, str]]:
 
 
 def last_headings(notebook: NotebookNode) -> Iterator[tuple[int, str, str]]:
-    """(index, source, last heading before or in it) of each markdown cell."""
+    """(index, source, last heading before it) of each markdown cell."""
     last = ""
     for index, cell in enumerate(notebook.cells):
         if cell.cell_type == "markdown":
-            last = (headings(cell.source) or [last])[-1]
             yield index, cell.source, last
+            last = (headings(cell.source) or [last])[-1]

@@ -43,10 +43,11 @@ def show_predictions(images, masks, probabilities, titles=None, threshold=0.5) -
     figure = show_images(pictures, ncols=columns, width=1.7 * columns + 0.5)
     for axis, title in zip(figure.axes, titles or [], strict=False):
         axis.set_title(title)
-    labels = ("input", "truth", "probability", "errors\n(orange: missed,\nblue: too much)")
+    labels = ("input", "truth", "probability", "errors")
     for axis, label in zip(figure.axes[::columns], labels, strict=True):
         place = dict(transform=axis.transAxes, rotation=90, ha="right", va="center")
         axis.text(-0.05, 0.5, label, **place)
+    figure.supxlabel("orange: missed\nblue: too much", fontsize="medium")
     return figure
 
 
