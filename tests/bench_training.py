@@ -1,15 +1,21 @@
 """How fast training is, as ratios within one run: `make bench` (some minutes; not part of CI).
 
 Everything is compared with the plain textbook way on the same computer at the same time: decode
-each file whenever it is asked for, fp32, default memory order, plain Adam.
+each file whenever it is asked for, fp32, default memory order, plain Adam. And with what the device
+gives the same net if nothing but steps is done: pictures on the device, indexed there, network and
+loss compiled, no number read.
 """
 
 import os
+import shutil
+import sys
 import tempfile
 import time
 from contextlib import contextmanager
+from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import torch
 from PIL import Image
 from torch.utils.data import DataLoader, Dataset
@@ -21,15 +27,18 @@ from unetlib import (
     Recipe,
     decode_once,
     dice,
+    evaluate,
     find_samples,
     fit,
+    load_predictor,
     make_loader,
     split_by_group,
+    write_masks,
 )
-from unetlib.device import autocast
+from unetlib.device import autocast, pick_device, pick_precision
 from unetlib.model import build
 from unetlib.support.speed import memory_kept
-from unetlib.training import Learner
+from unetlib.training import Learner, train
 
 IMAGES, EPOCHS = 64, 2
 
@@ -72,6 +81,13 @@ def threads(count):
     torch.set_num_threads(before)
 
 
+def repeated(dataset, times):
+    dataset.images = np.concatenate([dataset.images] * times)
+    dataset.coverage = np.concatenate([dataset.coverage] * times)
+    dataset.samples = pd.concat([dataset.samples] * times, ignore_index=True)
+    return dataset
+
+
 def bench_data(full) -> None:
     """Decoding, cache, batches: 1918x1280 photos, 128x128 tensors."""
     with threads(1):
@@ -80,16 +96,13 @@ def bench_data(full) -> None:
     once = seconds(lambda: decode_once(full, 128)) / len(full)
     print(f"naive decoding, one core: {1000 * one_by_one:.1f} ms an image and mask")
     print(f"cache build on {os.cpu_count()} cores: {one_by_one / once:.1f} times faster")
-    many = full.loc[full.index.repeat(64)]  # more than one epoch's worth of reading
+    many = 64 * len(full)  # more than one epoch's worth of reading
     with threads(1):
         for name in ("none", "flip", "mild"):
-            dataset = CarvanaDataset(full, 128, augment=name, decode=decode_once)
-            dataset.images = np.concatenate([dataset.images] * 64)
-            dataset.coverage = np.concatenate([dataset.coverage] * 64)
-            dataset.samples = many
+            dataset = repeated(CarvanaDataset(full, 128, augment=name, decode=decode_once), 64)
             loader = make_loader(dataset, 16, shuffle=True)
             read(loader)
-            warm = min(seconds(lambda loader=loader: read(loader)) for _ in range(3)) / len(many)
+            warm = min(seconds(lambda loader=loader: read(loader)) for _ in range(3)) / many
             print(
                 f"warm batches, augment={name}, one core: {one_by_one / warm:.0f} times faster "
                 f"than naive decoding ({1e6 * warm:.0f} us an image)"
@@ -163,14 +176,98 @@ def bench_arithmetic() -> None:
     )
 
 
+def limit(dataset, batch_size, compiled) -> float:
+    """Images/s of steps alone, on the device."""
+    device, steps = pick_device(), max(2, len(dataset) // batch_size)
+    learner = Learner(Recipe(loss="bce_dice", compile=compiled), total_steps=1)
+    held = [torch.from_numpy(one).to(device) for one in (dataset.images, dataset.coverage)]
+
+    def step():
+        rows = torch.randint(len(dataset), (batch_size,), device=device)
+        images, masks = (one[rows].unsqueeze(1).float() / 255 for one in held)
+        compute = learner.compiled if compiled else learner.losses
+        loss = compute(images, (masks >= 0.5).float())
+        learner.optimizer.zero_grad()
+        loss.backward()
+        learner.optimizer.step()
+        return loss
+
+    def steps_done():
+        for _ in range(steps):
+            loss = step()
+        loss.item()
+
+    with memory_kept(device):
+        steps_done()
+        return steps * batch_size / seconds(steps_done)
+
+
+def epoch_rate(dataset, val_set, **settings) -> float:
+    """Images/s of `fit`'s second epoch, augmented, with next to no validation."""
+    learner = Learner(Recipe(epochs=2, loss="bce_dice", **settings), total_steps=1000)
+    with memory_kept(learner.device):
+        *_, row = train(learner, {128: dataset}, {128: val_set}, settings["batch_size"])
+    return len(dataset) / row["seconds"]
+
+
+def bench_limit(samples) -> None:
+    """`fit`'s epochs against what the device gives the same net, eager and compiled."""
+    gpu, one = pick_device().type == "cuda", CarvanaDataset(samples[:1], 128)
+    mine = f"{torch.cuda.get_device_name() if gpu else pick_device()}, torch {torch.__version__}"
+    print(f"{mine}, {pick_precision(pick_device())}: images/s and shares of the compiled limit")
+    dataset = repeated(CarvanaDataset(samples, 128, augment="mild"), 32 if gpu else 1)
+    compilers = [False] + [True] * (gpu or shutil.which("g++") is not None)
+    for size in (16, 64, 256) if gpu else (16,):
+        most = {compiled: limit(dataset, size, compiled) for compiled in compilers}
+        for compiled in compilers:
+            rate = epoch_rate(dataset, one, batch_size=size, augment="mild", compile=compiled)
+            print(
+                f"batch {size:3}, {'compiled' if compiled else 'eager':8}: steps alone "
+                f"{most[compiled]:.1f}, fit {rate:.1f}, {rate / most[compiled]:.0%} of them, "
+                f"{rate / max(most.values()):.0%} of what the device gives"
+            )
+    for precision in ("fp32", "bf16", "fp16") if gpu else ():
+        rate = epoch_rate(dataset, one, batch_size=64, augment="mild", precision=precision)
+        print(f"batch  64, eager, {precision}: fit {rate:.0f} images/s")
+    whole = repeated(CarvanaDataset(samples[:1], 128, augment="mild"), 5088) if gpu else dataset
+    learner = Learner(Recipe(augment="mild", batch_size=64, compile=gpu), 800)
+    started = time.perf_counter()
+    with memory_kept(learner.device):
+        rows = train(learner, {128: whole}, {128: one}, 64)
+        for _ in range(10 if gpu else 1):
+            next(rows)
+    taken = (time.perf_counter() - started) * (1 if gpu else 10 * 5088 / len(whole))
+    print(f"10 epochs of 5,088 images at batch 64: {taken:.0f} s{'' * gpu or ' at this rate'}")
+    judged = repeated(CarvanaDataset(samples, 128), 8 if gpu else 1)
+    evaluate(learner.model, judged, loss=learner.loss, rows=range(8))
+    taken = seconds(lambda: evaluate(learner.model, judged, loss=learner.loss))
+    print(f"validation, fp32: {len(judged) / taken:.1f} images/s")
+
+
+def bench_photos(photo, home) -> None:
+    """From files of 1918x1280 to masks of that size on the disk."""
+    gpu = pick_device().type == "cuda"
+    photos = [home / f"{number}.jpg" for number in range(256 if gpu else 16)]
+    for one in photos:
+        shutil.copyfile(photo, one)
+    for precision in ("fp32", "auto"):
+        predictor = load_predictor(precision=precision)
+        taken = seconds(lambda one=predictor: write_masks(one, photos, home / one.precision))
+        print(f"predict, {predictor.precision}: {len(photos) / taken:.1f} photos/s of 1918x1280")
+
+
 def main() -> None:
     with tempfile.TemporaryDirectory() as home:
         os.environ["UNETLIB_HOME"] = home
         full = find_samples(REPOSITORY / "data" / "fullsize")
-        bench_data(full[full["mask"] != ""].reset_index(drop=True))
+        if "limit" not in sys.argv:
+            bench_data(full[full["mask"] != ""].reset_index(drop=True))
         train, val = split_by_group(find_samples(REPOSITORY / "data" / "sample"))
-        bench_training(train.sample(IMAGES, random_state=0), val.iloc[::4])
-        bench_arithmetic()
+        if "limit" not in sys.argv:  # `python tests/bench_training.py limit`: the rest alone
+            bench_training(train.sample(IMAGES, random_state=0), val.iloc[::4])
+            bench_arithmetic()
+        bench_limit(train.sample(2 * IMAGES, random_state=0))
+        bench_photos(full["image"].iloc[0], Path(home))
 
 
 if __name__ == "__main__":

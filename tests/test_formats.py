@@ -184,7 +184,7 @@ def test_a_runtime_that_does_not_run_the_file_says_what_it_runs(exported, runtim
 
 
 @pytest.mark.parametrize(
-    ("name", "precision"), [("onnx", "bf16"), ("exported", "bf16"), ("pytorch", "fp16")]
+    ("name", "precision"), [("onnx", "bf16"), ("exported", "bf16"), ("onnx", "fp16")]
 )
 def test_a_precision_that_does_nothing_is_refused(exported, name, precision):
     with pytest.raises(ModelFileError, match=f"{FILES[name]}.*{precision}"):

@@ -19,11 +19,12 @@ from unetlib.seeds import seeded
 JITTER = 0.4  # mild augmentation: brightness and contrast between 0.6 and 1.4 times
 
 
-def to_tensor(pictures: np.ndarray) -> torch.Tensor:
+def to_tensor(pictures, device="cpu") -> torch.Tensor:
     """uint8 ``(..., H, W)`` or ``(..., H, W, 3)`` -> float32 ``(..., C, H, W)`` in [0, 1]."""
-    if pictures.dtype != np.uint8:
+    if pictures.dtype not in (np.uint8, torch.uint8):
         raise TypeError(f"to_tensor takes uint8, as load_image gives it, not {pictures.dtype}.")
-    tensor = torch.from_numpy(np.array(pictures))
+    tensor = pictures if torch.is_tensor(pictures) else torch.from_numpy(np.array(pictures))
+    tensor = tensor.to(device, non_blocking=True)
     tensor = tensor.movedim(-1, -3) if tensor.shape[-1] == 3 else tensor.unsqueeze(-3)
     return tensor.float() / 255
 
@@ -111,8 +112,8 @@ class CarvanaDataset(Dataset):
     """Images and masks as tensors, decoded once, when it is built, and kept in memory.
 
     ``dataset[i]`` is ``(image, mask)``: float32 ``(C, H, W)`` in [0, 1] and ``(1, H, W)``, 0 or 1
-    (``hard``: area coverage at least one half) or the coverage itself (``soft``). A ``DataLoader``
-    fetches whole batches at once (``__getitems__``), which is much faster.
+    (``hard``: area coverage at least one half) or the coverage itself (``soft``). ``batch`` makes a
+    whole batch at once, which is much faster; a ``DataLoader`` asks for it (``__getitems__``).
 
     Args:
         samples: rows of ``find_samples`` that have a mask.
@@ -155,6 +156,7 @@ class CarvanaDataset(Dataset):
         decoded = decode(self.samples, size, colour)
         self.images = np.moveaxis(decoded[:, :-1], 1, -1) if colour else decoded[:, 0]
         self.coverage = decoded[:, -1]
+        self._held = None  # on a GPU
         self._epoch = torch.from_numpy(np.full(2, -1))
         with suppress(RuntimeError):  # where the system can share memory, a loader's workers see it
             self._epoch.share_memory_()
@@ -171,19 +173,47 @@ class CarvanaDataset(Dataset):
         return len(self.samples)
 
     def __getitem__(self, index: int) -> tuple[torch.Tensor, torch.Tensor]:
-        return self._pairs([index])[0]
+        return tuple(one[0] for one in self._pair([index]))
 
     def __getitems__(self, rows: list[int]) -> list[tuple[torch.Tensor, torch.Tensor]]:
-        kept = rows[self.share] or rows[:1]  # one, to stay in step, if none is left of the batch
-        if self._change is None:
-            return self._pairs(kept)
-        if self._by_image:
-            return [pair for row in kept for pair in self._pairs([row])]
-        pairs = self._pairs(rows)
-        return pairs[self.share] or pairs[:1]
+        return list(zip(*self.batch(rows), strict=True))
 
-    def _pairs(self, rows: list[int]) -> list[tuple[torch.Tensor, torch.Tensor]]:
-        images, masks = to_tensor(self.images[rows]), to_tensor(self.coverage[rows])
+    def batch(self, rows: list[int], device="cpu") -> tuple[torch.Tensor, torch.Tensor]:
+        """Images ``(B, C, H, W)`` and masks ``(B, 1, H, W)`` of these rows, on a device.
+
+        To a GPU, all pictures are copied at the first call and stay there, if they fill at most
+        half of its free memory; else each batch is copied while the GPU still works on the last.
+        Own augmentations compute on the CPU, where their random numbers mostly are.
+        """
+        ours = self._change is None or getattr(self._change, "__module__", "") == __name__
+        device, place = torch.device(device), torch.device(device if ours else "cpu")
+        kept = rows[self.share] or rows[:1]  # one, to stay in step, if none is left of the batch
+        if self._by_image:
+            pairs = [self._pair([row], place) for row in kept]
+            pair = tuple(map(torch.cat, zip(*pairs, strict=True)))
+        elif self._change is None:
+            pair = self._pair(kept, place)
+        else:
+            pair = self._pair(rows, place)
+            pair = (one[self.share] if len(one[self.share]) else one[:1] for one in pair)
+        return tuple(one.to(device) for one in pair)
+
+    def _uint8(self, rows: list[int], device: torch.device) -> list:
+        """The pictures and coverage of these rows, on the device or on their way to it."""
+        whole = self.images, self.coverage
+        if device.type != "cuda":
+            return [one[rows] for one in whole]
+        if self._held is None:
+            free, _ = torch.cuda.mem_get_info(device)
+            fit = sum(one.nbytes for one in whole) < free / 2
+            self._held = [torch.from_numpy(one).to(device) for one in whole] if fit else []
+        if self._held:
+            index = torch.tensor(rows).pin_memory().to(device, non_blocking=True)
+            return [one[index] for one in self._held]
+        return [torch.from_numpy(one[rows]).pin_memory() for one in whole]
+
+    def _pair(self, rows: list[int], device="cpu") -> tuple[torch.Tensor, torch.Tensor]:
+        images, masks = (to_tensor(one, device) for one in self._uint8(rows, torch.device(device)))
         if self.mask == "hard":
             masks = (masks >= 0.5).float()
         if self._change is not None:
@@ -196,9 +226,9 @@ class CarvanaDataset(Dataset):
             if before != after:
                 raise ValueError(f"augment={self.augment}: {before} became {after}; return both.")
             images, masks = changed
-            if not 0 <= masks.min() <= masks.max() <= 1:  # or nan
+            if masks.is_cpu and not 0 <= masks.min() <= masks.max() <= 1:  # or nan
                 raise ValueError(f"augment={self.augment}: its masks leave [0, 1]; keep them in.")
-        return list(zip(images, masks, strict=True))
+        return images, masks
 
 
 def make_loader(
@@ -213,5 +243,4 @@ def make_loader(
     order = torch.randperm(len(dataset), generator=generator) if shuffle else range(len(dataset))
     order = list(map(int, order))
     batches = [order[start : start + batch_size] for start in range(0, len(order), batch_size)]
-    pinned = torch.cuda.is_available()
-    return DataLoader(dataset, batch_sampler=batches, pin_memory=pinned, generator=generator)
+    return DataLoader(dataset, batch_sampler=batches, generator=generator)

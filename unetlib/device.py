@@ -1,6 +1,12 @@
-"""Where to compute, and in which number format."""
+"""Where to compute, in which number format, and how much at once."""
+
+import math
 
 import torch
+
+from unetlib.pictures import sides
+
+HALF = dict(bf16=torch.bfloat16, fp16=torch.float16)
 
 
 def pick_device() -> torch.device:
@@ -16,13 +22,22 @@ def pick_precision(device: torch.device) -> str:
     """``bf16`` (16 bits, float32's range) where the hardware computes it natively, else ``fp32``.
 
     Natively: AVX512-BF16 or AMX on a CPU, Ampere or later on CUDA. Elsewhere bf16 is emulated, and
-    many times slower than fp32.
+    many times slower than fp32. Volta and Turing (V100, T4) have ``fp16`` instead.
     """
-    cuda = device.type == "cuda" and torch.cuda.get_device_capability(device)[0] >= 8
+    if device.type == "cuda":
+        generation = torch.cuda.get_device_capability(device)[0]
+        return "bf16" if generation >= 8 else "fp16" if generation == 7 else "fp32"
     cpu = torch.cpu.get_capabilities() if device.type == "cpu" else {}
-    return "bf16" if cuda or cpu.get("avx512_bf16") or cpu.get("amx_bf16") else "fp32"
+    return "bf16" if cpu.get("avx512_bf16") or cpu.get("amx_bf16") else "fp32"
 
 
 def autocast(device: torch.device, precision: str):
     """Context in which a model computes in the given precision; weights stay float32."""
-    return torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16")
+    return torch.autocast(device.type, HALF.get(precision), enabled=precision in HALF)
+
+
+def at_once(device: torch.device, size: int | tuple[int, int]) -> int:
+    """How many images of a size to predict at once: enough to fill a GPU, 64 of 128x128; on a CPU
+    2 of these, whose features stay in its cache.
+    """
+    return max(1, (2**15 if device.type == "cpu" else 2**20) // math.prod(sides(size)))

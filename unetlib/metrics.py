@@ -1,6 +1,7 @@
 """Masks -> numbers to judge by: Dice and IoU, of two masks or of a model on a whole dataset."""
 
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 
 import numpy as np
 import pandas as pd
@@ -9,7 +10,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from unetlib.dataset import CarvanaDataset, to_tensor
-from unetlib.device import autocast
+from unetlib.device import at_once, autocast
 from unetlib.model import evaluating
 
 
@@ -62,16 +63,17 @@ def _overlap_and_areas(predicted, target) -> tuple[torch.Tensor, torch.Tensor]:
     return (one & other).sum(dim=1), one.sum(dim=1) + other.sum(dim=1)
 
 
-def dataset_logits(model: nn.Module, dataset, batch_size=4, precision="fp32") -> torch.Tensor:
+def dataset_logits(model: nn.Module, dataset, batch_size=None, precision="fp32") -> torch.Tensor:
     """Logits of a whole dataset, float32 ``(N, 1, H, W)`` on the CPU, in its order, at its size.
 
-    Never augmented: they belong to ``dataset.images``, pixel by pixel.
+    Computed where the model is, never augmented: they belong to ``dataset.images``, pixel by pixel.
     """
     device = next(model.parameters()).device
+    batch_size = batch_size or at_once(device, dataset.size)
     batches = []
     with evaluating(model):
         for start in range(0, len(dataset), batch_size):
-            images = to_tensor(dataset.images[start : start + batch_size]).to(device)
+            images = to_tensor(dataset.images[start : start + batch_size], device)
             with autocast(device, precision):
                 batches.append(model(images).float().cpu())
     return torch.cat(batches)
@@ -86,9 +88,9 @@ def evaluate(
     metrics: Mapping[str, Callable] | None = None,
     precision: str = "fp32",
     rows: Sequence[int] | None = None,
-    batch_size: int = 4,
+    batch_size: int | None = None,
 ) -> pd.DataFrame:
-    """Score a model image by image against hard masks, at the dataset's size.
+    """Score a model, where it is, image by image against hard masks, at the dataset's size.
 
     Args:
         threshold: the probability above which a pixel counts as the object.
@@ -96,7 +98,7 @@ def evaluate(
         metrics: more columns by name: f(probabilities, masks) -> ``(B,)``, from float32
             ``(B, 1, H, W)`` in [0, 1] and 0/1.
         rows: only these rows of the dataset.
-        batch_size: images at once; it changes speed and memory, not the scores.
+        batch_size: images at once; it changes speed and memory, not the scores. None: ``at_once``.
 
     Returns:
         A row per image: id, group, (car, angle,) dice, iou (, loss and metrics). The set's Dice is
@@ -111,6 +113,7 @@ def evaluate(
         raise ValueError(f"threshold={threshold!r} is no probability: give a number from 0 to 1.")
     device = next(model.parameters()).device
     rows, metrics = range(len(dataset)) if rows is None else rows, metrics or {}
+    batch_size = batch_size or at_once(device, dataset.size)
     names = [name for name in ("id", "group", "car", "angle") if name in dataset.samples]
     scores = {name: [] for name in ("dice", "iou", *["loss"] * (loss is not None), *metrics)}
     if taken := {"loss", "dice", "iou", "dice_objects", *names} & metrics.keys():
@@ -118,8 +121,8 @@ def evaluate(
     with evaluating(model):
         for start in range(0, len(rows), batch_size):
             batch = rows[start : start + batch_size]
-            images = to_tensor(dataset.images[batch]).to(device)
-            coverage = to_tensor(dataset.coverage[batch]).to(device)
+            images = to_tensor(dataset.images[batch], device)
+            coverage = to_tensor(dataset.coverage[batch], device)
             target = coverage >= 0.5
             with autocast(device, precision):
                 logits = model(images).float()
@@ -128,8 +131,7 @@ def evaluate(
             scores["iou"] += iou(probabilities > threshold, target).tolist()
             if loss is not None:
                 masks = coverage if dataset.mask == "soft" else target.float()
-                pairs = zip(logits.split(1), masks.split(1), strict=True)
-                scores["loss"] += torch.stack([loss(*pair) for pair in pairs]).tolist()
+                scores["loss"] += _one_by_one(loss, logits, masks).tolist()
             for name, metric in metrics.items():
                 values = torch.as_tensor(metric(probabilities.clone(), target.float()))
                 if values.shape != (len(batch),):
@@ -137,3 +139,12 @@ def evaluate(
                     raise ValueError(f"metrics: {name} gave {shape}: one number per image.")
                 scores[name] += values.tolist()
     return dataset.samples.loc[list(rows), names].assign(**scores)
+
+
+def _one_by_one(loss: Callable, logits: torch.Tensor, masks: torch.Tensor) -> torch.Tensor:
+    """Each image's loss, ``(B,)``: on a GPU all of them at once, if the function allows that."""
+    if not logits.is_cpu:
+        with suppress(RuntimeError):  # of functions that look at values
+            each = torch.vmap(loss, randomness="different")
+            return each(logits.unsqueeze(1), masks.unsqueeze(1))
+    return torch.stack([loss(*pair) for pair in zip(logits.split(1), masks.split(1), strict=True)])

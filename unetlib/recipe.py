@@ -61,10 +61,11 @@ class Recipe:
         half_size_epochs: how many epochs, the first ones, see images of half the size, a quarter of
             the work (progressive resizing, https://arxiv.org/abs/1707.02921 and fast.ai).
         batch_size: images per step, over all processes together; ``auto``: 16, and on CUDA the
-            largest power of two per process that fits and leaves 20 steps an epoch, with ``lr``
-            scaled by the square root of batch_size / 16 (https://arxiv.org/abs/2205.10287).
-        precision: ``fp32``, ``bf16`` (autocast), or ``auto``: bf16 where the hardware has it.
-        compile: ``torch.compile`` the model: pays on long GPU runs, needs a C++ compiler.
+            largest power of two per process that fits and leaves 250 steps in the whole run, with
+            ``lr`` scaled by the square root of batch_size / 16 (https://arxiv.org/abs/2205.10287).
+        precision: ``fp32``, ``bf16`` or ``fp16`` (autocast), or ``auto``, see ``pick_precision``.
+        compile: ``torch.compile`` network and loss together: pays on long GPU runs, half a minute
+            at the start; needs a C++ compiler.
         seed: of initial weights, image order and augmentation; 0 to 10**14.
     """
 
@@ -87,7 +88,7 @@ class Recipe:
     start_from: str | None = None
     half_size_epochs: int = 0
     batch_size: int | Literal["auto"] = 16
-    precision: Literal["auto", "fp32", "bf16"] = "auto"
+    precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
     compile: bool = False
     seed: int = 0
 

@@ -10,18 +10,21 @@ import torch
 
 @contextmanager
 def seeded(seed: int, *place: int) -> Iterator[None]:
-    """Random numbers of PyTorch (on the CPU), NumPy and Python that depend on the arguments alone.
+    """Random numbers of PyTorch, NumPy and Python that depend on the arguments alone.
 
-    Afterwards all three go on where they were. Meanwhile PyTorch's default type is float32.
+    Of PyTorch on the CPU, and on the current GPU if one is in use. Afterwards all go on where they
+    were. Meanwhile PyTorch's default type is float32.
     ``place``: further integers, such as an epoch and a row, for other numbers of the same seed.
     """
     if place:
         (seed,) = map(int, np.random.SeedSequence((seed, *place)).generate_state(1, np.uint64))
     numpy_state, python_state = np.random.get_state(), random.getstate()
     dtype = torch.get_default_dtype()
+    gpus = [torch.cuda.current_device()] if torch.cuda.is_initialized() else []
     try:
-        with torch.random.fork_rng(devices=[]):
+        with torch.random.fork_rng(devices=gpus):
             torch.default_generator.manual_seed(seed)
+            torch.cuda.manual_seed(seed) if gpus else None
             np.random.seed(seed % 2**32)
             random.seed(seed)
             torch.set_default_dtype(torch.float32)

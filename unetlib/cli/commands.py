@@ -120,6 +120,7 @@ def predict(
     overlay: bool = False,
     cutout: bool = False,
     runtime: manifest.Runtime | None = None,
+    precision: Literal["auto", "fp32", "bf16", "fp16"] = "fp32",
     network: Network = None,
     trust: bool = False,
     json: Json = False,
@@ -136,6 +137,7 @@ def predict(
         overlay: Also write <stem>_overlay.png, the picture with the object tinted.
         cutout: Also write <stem>_cutout.png, the object on a transparent ground.
         runtime: Instead of the file's own: OpenVINO for ONNX files, torch.compile for .pth files.
+        precision: Of a .pth file: auto is the fastest here, for masks that differ in some pixels.
         trust: Open a file that manifest.json beside it does not vouch for.
     """
     if model is not None:
@@ -145,7 +147,7 @@ def predict(
     if drawn and to_csv:
         raise unetlib.DataError(f"{output}: takes no --{' --'.join(drawn)}; give a folder.")
     code_files(images, output) if to_csv else mask_files(images, output, ["mask", *drawn])
-    how = dict(trust=trust, runtime=runtime, network=_imported(network))
+    how = dict(precision=precision, trust=trust, runtime=runtime, network=_imported(network))
 
     from unetlib.support.processes import start_accelerator
 

@@ -18,7 +18,7 @@ from tqdm.auto import tqdm
 from unetlib.dataset import CarvanaDataset
 from unetlib.deploy.formats import missing_runtime
 from unetlib.deploy.manifest import FILES, RUNTIMES, exported_files, read_manifest
-from unetlib.deploy.predict import BATCH_SIZE, Predictor, enlarge, load_predictor
+from unetlib.deploy.predict import Predictor, enlarge, load_predictor
 from unetlib.device import pick_precision
 from unetlib.masks import load_mask
 from unetlib.metrics import dice
@@ -58,7 +58,7 @@ def _scored(predictors: list[Predictor], samples: pd.DataFrame, title: str) -> I
     size, colour, first = predictors[0].size, predictors[0].colour, None
     dataset = CarvanaDataset(samples, size, decode=decode_once, colour=colour)
     for predictor in tqdm(predictors, title):
-        batches = np.array_split(dataset.images, -(-len(samples) // BATCH_SIZE))
+        batches = np.array_split(dataset.images, -(-len(samples) // predictor.batch_size))
         probability = np.concatenate([predictor.predict_maps(batch) for batch in batches])
         car = probability > predictor.threshold
         first = first or (probability, car)

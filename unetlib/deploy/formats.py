@@ -61,7 +61,8 @@ def open_torch(
             model = torch.export.load(path, extra_files=about).module()
         else:
             model = torch.jit.load(path, map_location=device, _extra_files=about)
-    memory_format = torch.channels_last if precision == "bf16" else torch.contiguous_format
+    fast_order = precision != "fp32" or device.type == "cuda"
+    memory_format = torch.channels_last if fast_order else torch.contiguous_format
     model = model.to(device, memory_format=memory_format)
     model = torch.compile(model) if runtime else model
 
@@ -73,6 +74,10 @@ def open_torch(
         try:
             with autocast(device, precision):
                 return model(images).float().cpu().numpy()
+        except torch.OutOfMemoryError:  # of a GPU
+            if len(batch) == 1:
+                raise
+            return np.concatenate([logits(half) for half in np.array_split(batch, 2)])
         finally:
             torch.set_num_threads(before)
 

@@ -11,14 +11,12 @@ from PIL import Image
 from unetlib.dataset import to_tensor
 from unetlib.deploy.formats import Logits, missing_runtime, open_onnx, open_torch
 from unetlib.deploy.manifest import FILES, check_file
-from unetlib.device import pick_device
+from unetlib.device import at_once, pick_device, pick_precision
 from unetlib.pictures import image_size, load_image, sides
 from unetlib.recipe import PRETRAINED
 from unetlib.store.model_file import load_plain
 from unetlib.support.errors import ModelFileError
 from unetlib.support.folders import models_dir
-
-BATCH_SIZE = 16
 
 
 class Predictor:
@@ -33,16 +31,19 @@ class Predictor:
         threshold: the probability above which a pixel counts as object.
         network: the name of the class that a ``.pth`` file of an own network needs, else None.
         path, precision, runtime, trust: what it was opened with.
+        batch_size: how many images to give it at once.
         logits: the bare model: float32 arrays ``(N, *shape)`` in [0, 1] -> logits.
     """
 
-    def __init__(self, logits: Logits, info: dict, path, precision, trust, runtime):
+    def __init__(self, logits: Logits, info: dict, path, precision, trust, runtime, device="cpu"):
         self.logits = logits
         self.format, self.size, self.threshold = info["format"], info["size"], info["threshold"]
         self.size = tuple(self.size) if np.ndim(self.size) else self.size  # JSON has lists only
         self.colour, self.network = info.get("colour", False), info.get("network")
         self.shape = (3 if self.colour else 1, *sides(self.size))
         self.path, self.precision, self.trust, self.runtime = Path(path), precision, trust, runtime
+        on_cpu = torch.device(device).type == "cpu"  # there, files are read and written meanwhile
+        self.batch_size = 16 if on_cpu else 4 * at_once(torch.device(device), self.size)
         numbers = "int8" if self.format == "int8" else precision
         self.name = " ".join(dict.fromkeys([runtime or self.format, numbers]))  # int8 named once
 
@@ -64,8 +65,8 @@ class Predictor:
             size = sides(size)
         several, found = isinstance(image_or_images, (list, tuple, pd.Series)), []
         images = list(image_or_images) if several else [image_or_images]
-        for start in range(0, len(images), BATCH_SIZE):
-            batch = images[start : start + BATCH_SIZE]
+        for start in range(0, len(images), self.batch_size):
+            batch = images[start : start + self.batch_size]
             pictures = [load_image(one, self.size, self.colour) for one in batch]
             maps = self.predict_maps(np.stack(pictures), flip)
             for image, probability in zip(batch, maps, strict=True):
@@ -129,7 +130,8 @@ def load_predictor(
         path: None takes ``default_model()``, and prints which file that is.
         device: for the PyTorch formats; None picks the best. ONNX files run on the CPU.
         threads: number of CPU threads to compute with; None: all cores.
-        precision: ``fp32`` or ``bf16``, for ``.pth`` files of weights only and for OpenVINO.
+        precision: ``fp32``; ``bf16`` for ``.pth`` files and OpenVINO; ``fp16`` for ``.pth`` files;
+            ``auto``: of ``.pth`` files as ``pick_precision`` says, else ``fp32``.
         trust: open a file although ``manifest.json`` beside it does not name its SHA-256; a
             TorchScript or ``.pt2`` file is a program and can run any code.
         runtime: None picks it from the file; ``openvino`` for ONNX files, ``compile`` for ``.pth``.
@@ -146,8 +148,12 @@ def load_predictor(
     kind = check_file(path, trust, runtime)
     if threads is not None and not (isinstance(threads, (int, np.integer)) and threads > 0):
         raise ValueError(f"threads={threads!r}: give an integer above 0, or None for all cores.")
-    if precision not in ("fp32", "bf16" if runtime == "openvino" or kind == "pytorch" else "fp32"):
-        fit = "fp32 fits all, bf16 weights (.pth) and ONNX files in OpenVINO"
+    if precision == "auto":
+        plain = kind != "pytorch"
+        precision = "fp32" if plain else pick_precision(torch.device(device or pick_device()))
+    halves = dict(pytorch=("bf16", "fp16"), onnx=("bf16",) * (runtime == "openvino"))
+    if precision not in ("fp32", *halves.get(kind, ())):
+        fit = "fp32 and auto fit all, bf16 and fp16 .pth files, bf16 ONNX files in OpenVINO"
         raise ModelFileError(f"{path}: precision={precision!r} does not fit this file; {fit}.")
     if runtime is not None and (problem := missing_runtime(runtime)):
         raise ModelFileError(f"{path}: {runtime}: {problem}.")
@@ -158,7 +164,8 @@ def load_predictor(
             logits, info = open_onnx(path, threads, precision, runtime)
         else:
             logits, info = open_torch(path, kind, device, threads, precision, runtime, network)
-        predictor = Predictor(logits, info, path, precision, trust, runtime)
+        where = "cpu" if kind == "onnx" else device
+        predictor = Predictor(logits, info, path, precision, trust, runtime, where)
         tried = predictor.logits(np.zeros((1, *predictor.shape), np.float32))
         sound = tried.shape == (1, 1, *predictor.shape[1:]) and np.isfinite(tried).all()
         if not sound or not 0 <= predictor.threshold <= 1:

@@ -30,7 +30,7 @@ from PIL.PngImagePlugin import PngInfo
 from tqdm.auto import tqdm
 
 from unetlib.deploy.images import HEADER, UNREADABLE_HEADER, Paths, code_files, is_ours, mask_files
-from unetlib.deploy.predict import BATCH_SIZE, Predictor, enlarge
+from unetlib.deploy.predict import Predictor, enlarge
 from unetlib.masks import rle_encode
 from unetlib.pictures import DataError, image_size, load_image, opening, upright
 from unetlib.support.files import file_hash, whole_file
@@ -175,7 +175,8 @@ class _Job:
         rank = self.processes.process_index
         mine = list(self.results)[rank :: self.processes.num_processes]
         left = [image for image in mine if not all(map(_is_whole, self.results[image]))]
-        batches = (left[at : at + BATCH_SIZE] for at in range(0, len(left), BATCH_SIZE))
+        size = self.predictor.batch_size
+        batches = (left[at : at + size] for at in range(0, len(left), size))
         counts = dict(total=len(mine), initial=len(mine) - len(left), disable=rank > 0)
         with tqdm(desc="predicting", unit="img", **counts) as bar, ThreadPoolExecutor() as pool:
             begun = ([(one, pool.submit(self._read, one)) for one in batch] for batch in batches)
@@ -208,7 +209,7 @@ class _Job:
     def _predict(self, images: list[np.ndarray]) -> np.ndarray:
         # Batches are filled up: sums round differently in batches of different sizes, and a run
         # that was stopped must end in the same files as one that was not.
-        missing = min(BATCH_SIZE, len(self.results)) - len(images)
+        missing = min(self.predictor.batch_size, len(self.results)) - len(images)
         filled = np.pad(np.stack(images), [(0, missing), *[(0, 0)] * images[0].ndim])
         return self.predictor.predict_maps(filled, self.flip)[: len(images)]
 

@@ -41,7 +41,7 @@ def load_state(folder: Path) -> dict:
 
 
 def _state(learner: Learner) -> dict:
-    state = dict(optimizer=learner.optimizer.state_dict())
+    state = dict(optimizer=learner.optimizer.state_dict(), scaler=learner.scaler.state_dict())
     state |= dict(scheduler=learner.scheduler and learner.scheduler.state_dict())
     return tree_map(lambda one: one.item() if isinstance(one, np.generic) else one, state)
 
@@ -63,6 +63,8 @@ def restore(learner: Learner, state: dict | None, folder: Path) -> None:
     try:
         learner.model.load_state_dict(state["model"])
         learner.optimizer.load_state_dict(state["optimizer"])
+        if state.get("scaler"):  # of fp16
+            learner.scaler.load_state_dict(state["scaler"])
         # A run may go on on a machine with another memory order; fused optimizers need one order.
         for parameter, kept in learner.optimizer.state.items():
             for name, value in kept.items():

@@ -20,7 +20,7 @@ from accelerate.utils import broadcast_object_list
 
 from unetlib import __version__
 from unetlib.dataset import CarvanaDataset, to_tensor
-from unetlib.device import autocast, pick_device
+from unetlib.device import autocast
 from unetlib.metrics import evaluate
 from unetlib.model import evaluating
 from unetlib.pictures import DataError
@@ -150,7 +150,7 @@ def _score_kept(run: Run, val: pd.DataFrame, metrics: Mapping[str, Callable]) ->
         return
     recipe, kept = run.recipe, run.history["epoch"] == run.best_epoch
     val_set = CarvanaDataset(val, recipe.size, decode=decode_once, colour=recipe.colour)
-    table = evaluate(run.model().to(pick_device()), val_set, metrics=lacking)
+    table = evaluate(run.model(), val_set, metrics=lacking)
     for name in lacking:
         run.history[f"val_{name}"] = np.where(kept, table[name].mean(), np.nan)
     run.details["metrics"] = known | hashes
@@ -236,7 +236,7 @@ def _preview(learner: Learner, val_set: CarvanaDataset) -> tuple[np.ndarray, ...
     chosen = range(0, len(val_set), max(1, len(val_set) // 4))[:4]
     images, coverage = val_set.images[chosen], val_set.coverage[chosen]
     with evaluating(learner.model), autocast(learner.device, learner.precision):
-        logits = learner.model(to_tensor(images).to(learner.device))[:, 0]
+        logits = learner.model(to_tensor(images, learner.device))[:, 0]
     return images, coverage, torch.sigmoid(logits.float()).cpu().numpy()
 
 

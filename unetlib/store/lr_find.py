@@ -46,8 +46,7 @@ def lr_find(
         for lr in tqdm(rates, "learning rates"):
             for group in learner.optimizer.param_groups:
                 group["lr"] = lr
-            images, masks = next(batches)
-            losses.append(learner.step(images, masks) / len(images))
+            losses += learner.check([learner.step(*next(batches))])
             smoothed = pd.Series(losses).ewm(alpha=0.2).mean()
             least = smoothed.min()  # below 0 with some losses
             if smoothed.iloc[-1] > least + 3 * abs(least):

@@ -105,14 +105,18 @@ class Run:
         return self.details["train_images"] * len(self.history) / max(self.seconds, 1e-9)
 
     def model(self, which: str = "best", network: Callable | None = None):
-        """The trained network (``nn.Module``), on the CPU in evaluation mode. ModelFileError: no
-        epoch is finished yet, or the file is damaged, or needs ``network``.
+        """The trained network (``nn.Module``), in evaluation mode, on the best device there is.
+
+        ModelFileError: no epoch is finished yet, or the file is damaged, or needs ``network``.
 
         Args:
             which: ``best`` or ``last`` (RunError: another word).
             network: of a run with an own network that was trained by another program.
         """
-        from unetlib.store.model_file import load_model, load_plain  # here: PyTorch is slow
+        import torch  # here: it is slow
+
+        from unetlib.device import pick_device
+        from unetlib.store.model_file import load_model, load_plain
 
         if which not in ("best", "last"):
             raise RunError(f"{self.folder}: no model {which!r}: ask for 'best' or 'last'.")
@@ -123,7 +127,8 @@ class Run:
                 model.load_state_dict(load_plain(path)["model"])
             except (RuntimeError, KeyError):
                 raise ModelFileError(f"{path}: damaged, or of another unetlib; {RETRAIN}") from None
-        return model
+        with torch.device("cpu"):  # whatever the default device is
+            return model.to(pick_device())
 
     @property
     def network(self) -> Callable | None:

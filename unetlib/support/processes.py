@@ -18,7 +18,7 @@ from unetlib.pictures import sides
 from unetlib.recipe import Recipe
 from unetlib.training import Learner, TrainingError
 
-BASE_BATCH, FEWEST_STEPS = 16, 20
+BASE_BATCH, FEWEST_STEPS = 16, 250
 
 
 def start_accelerator() -> Accelerator:
@@ -55,12 +55,11 @@ class SharedLearner(Learner):
 
     def batches(self, dataset: CarvanaDataset, batch_size: int, epoch: int) -> Iterator:
         dataset.share = slice(self.rank, None, self.world_size)
-        loader = super().batches(dataset, batch_size, epoch)
-        for rows, batch in zip(loader.batch_sampler, loader, strict=True):
-            self.batch = len(rows)  # images of all processes
+        for number, batch in enumerate(super().batches(dataset, batch_size, epoch)):
+            self.batch = min(batch_size, len(dataset) - number * batch_size)  # of all processes
             yield batch
 
-    def step(self, images: torch.Tensor, masks: torch.Tensor, weight: float = 1.0) -> float:
+    def step(self, images: torch.Tensor, masks: torch.Tensor, weight: float = 1.0) -> torch.Tensor:
         # The first ranks' shares are one larger; in a small last batch some shares are empty.
         share = len(range(self.rank, self.batch, self.world_size))
         weight *= share * self.world_size / self.batch
@@ -69,12 +68,12 @@ class SharedLearner(Learner):
     def total(self, value: float) -> float:
         return sum(gather_object([value]))
 
-    def scores(self, dataset: CarvanaDataset, batch_size: int, rows=None) -> pd.DataFrame:
+    def scores(self, dataset: CarvanaDataset, batch_size=None, rows=None) -> pd.DataFrame:
         with torch.no_grad():
             for buffer in self.model.buffers():
                 buffer.copy_(self.accelerator.reduce(buffer.double(), "mean"))
-        mine, share = range(self.rank, len(dataset), self.world_size), batch_size // self.world_size
-        table = super().scores(dataset, max(1, share), mine)
+        mine = range(self.rank, len(dataset), self.world_size)
+        table = super().scores(dataset, batch_size, mine)
         # In the order of the rows, whoever judged them: exactly the single process's means.
         return pd.concat(gather_object([table])).sort_index()
 
@@ -87,14 +86,15 @@ def settle_batch_size(recipe: Recipe, images: int, accelerator: Accelerator) -> 
     """
     if recipe.batch_size != "auto" or accelerator.device.type != "cuda":
         return BASE_BATCH if recipe.batch_size == "auto" else recipe.batch_size, recipe.lr
-    constant = replace(recipe, schedule="constant")
-    fitting = 2 ** int(math.log2(max(1, images // FEWEST_STEPS / accelerator.num_processes)))
+    alone = replace(recipe, schedule="constant", compile=False)
+    most = images * recipe.epochs / FEWEST_STEPS / accelerator.num_processes
+    fitting = 2 ** int(math.log2(max(1, most)))
     while fitting:
-        images = torch.zeros(fitting, recipe.channels, *sides(recipe.size), dtype=torch.float32)
+        batch = torch.zeros(fitting, recipe.channels, *sides(recipe.size), dtype=torch.float32)
         try:
-            learner = Learner(constant, 2, device=accelerator.device)  # alone: others may differ
-            learner.step(images, images[:, :1])
-            learner.step(images, images[:, :1])  # now with the optimizer's memory
+            learner = Learner(alone, 2, device=accelerator.device)  # other processes may differ
+            learner.step(batch, batch[:, :1])
+            learner.step(batch, batch[:, :1])  # now with the optimizer's memory
             break
         except torch.OutOfMemoryError:
             fitting //= 2
@@ -102,4 +102,8 @@ def settle_batch_size(recipe: Recipe, images: int, accelerator: Accelerator) -> 
     batch_size = accelerator.num_processes * min(gather_object([fitting]))
     if not batch_size:
         raise TrainingError("Not even one image fits in the GPU's memory: lower size or widths.")
-    return batch_size, recipe.lr * math.sqrt(batch_size / BASE_BATCH)
+    lr = recipe.lr * math.sqrt(batch_size / BASE_BATCH)
+    if accelerator.is_main_process:
+        steps = recipe.epochs * math.ceil(images / batch_size)
+        print(f"batch_size='auto': {batch_size}, so {steps} steps in the run, lr {lr:.2g}")
+    return batch_size, lr
