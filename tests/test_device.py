@@ -38,7 +38,9 @@ def test_bf16_is_picked_where_the_processor_computes_it_and_nowhere_else():
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 def test_bf16_is_picked_from_ampere_on():
     generation = torch.cuda.get_device_capability()[0]
-    assert pick_precision(torch.device("cuda")) == ("bf16" if generation >= 8 else "fp32")
+    assert pick_precision(torch.device("cuda")) == (
+        "bf16" if generation >= 8 else "fp16" if generation == 7 else "fp32"
+    )
 
 
 def test_mps_computes_in_fp32():

@@ -85,7 +85,7 @@ def test_every_format_gives_the_trained_models_logits_for_any_batch_size(
             logits(images[:batch]), logits(images)[:batch], atol=1e-4, rtol=1e-4
         )
     with torch.no_grad():
-        expected = trained.model()(torch.from_numpy(images)).numpy()
+        expected = trained.model().cpu()(torch.from_numpy(images)).numpy()
     assert (predictor.format, predictor.size, predictor.threshold) == (name, 32, 0.5)
     found = logits(images)
     assert found.dtype == np.float32
@@ -183,7 +183,7 @@ def test_formats_take_any_size_in_multiples_of_4(exported, trained, name):
     for shape in ((20, 48), (8, 8), (64, 32)):
         batch = np.random.default_rng(0).random((2, 1, *shape), dtype=np.float32)
         with torch.no_grad():
-            expected = trained.model()(torch.from_numpy(batch)).numpy()
+            expected = trained.model().cpu()(torch.from_numpy(batch)).numpy()
         found = logits(batch)
         assert found.shape == batch.shape
         if name != "int8":
@@ -247,7 +247,7 @@ def test_pytorchs_default_type_changes_no_file(trained, exported, images, tmp_pa
     expected = load_predictor(exported[0] / FILES[name], "cpu").logits(images)
     torch.set_default_dtype(torch.float64)
     try:
-        steps[name](model=trained.model(), path=tmp_path / FILES[name], size=32)
+        steps[name](model=trained.model().cpu(), path=tmp_path / FILES[name], size=32)
         found = load_predictor(tmp_path / FILES[name], "cpu", trust=True).logits(images)
     finally:
         torch.set_default_dtype(torch.float32)

@@ -61,7 +61,7 @@ class Recipe:
         half_size_epochs: how many epochs, the first ones, see images of half the size, a quarter of
             the work (progressive resizing, https://arxiv.org/abs/1707.02921 and fast.ai).
         batch_size: images per step, over all processes together; ``auto``: 16, and on CUDA the
-            largest power of two per process that fits and leaves 250 steps in the whole run, with
+            largest power of two per process that fits and leaves 100 steps in the whole run, with
             ``lr`` scaled by the square root of batch_size / 16 (https://arxiv.org/abs/2205.10287).
         precision: ``fp32``, ``bf16`` or ``fp16`` (autocast), or ``auto``, see ``pick_precision``.
         compile: ``torch.compile`` network and loss together: pays on long GPU runs, half a minute
@@ -148,6 +148,13 @@ class Recipe:
         """Fine-tune the weights that come with the repository on few pictures, 10 to 50."""
         settings = dict(start_from="pretrained", lr=3e-3, half_size_epochs=0)
         return cls.fast(epochs, **(settings | changes))
+
+    @classmethod
+    def gpu(cls, epochs: int = 8, **changes) -> "Recipe":
+        """``fast`` for a GPU, where a step of many images takes hardly longer than one of a few:
+        full size from the start, larger batches, more epochs.
+        """
+        return cls.fast(epochs, **(dict(half_size_epochs=0, batch_size="auto") | changes))
 
     @property
     def stride(self) -> int:

@@ -18,7 +18,7 @@ from unetlib.pictures import sides
 from unetlib.recipe import Recipe
 from unetlib.training import Learner, TrainingError
 
-BASE_BATCH, FEWEST_STEPS = 16, 250
+BASE_BATCH, FEWEST_STEPS = 16, 100
 
 
 def start_accelerator() -> Accelerator:
