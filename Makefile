@@ -136,7 +136,7 @@ lock: $(VENV)/made ## renew constraints.txt from pyproject.toml with the newest 
 		'# One version of every package, for Linux, macOS (arm64) and Windows, Python 3.11 to 3.14.' \
 		'# Made from pyproject.toml by `make lock`; do not edit.' > build/constraints.txt
 	@build/lock/bin/uv pip compile --quiet --universal --python-version 3.11 \
-		--fork-strategy fewest --extra dev --extra openvino --extra browser \
+		--fork-strategy fewest --extra dev --extra openvino --extra browser --extra site \
 		--no-header --no-annotate --no-emit-index-url \
 		--no-emit-find-links pyproject.toml >> build/constraints.txt
 	@mv build/constraints.txt constraints.txt
