@@ -1,0 +1,51 @@
+"""Links that Sphinx does not make by itself: headings as in JupyterLab, code that names something."""
+
+from collections.abc import Iterator
+
+from docutils import nodes
+from markdown import anchor
+from mdurl import decode
+from sphinx import addnodes
+from sphinx.application import Sphinx
+from sources import CARDS
+
+import unetlib
+
+
+def jupyter_anchor(heading: str) -> str:
+    """What follows the # in a notebook's link to a heading, as myst hands it on."""
+    return decode(anchor(heading))
+
+
+def link_code(app: Sphinx, doctree: nodes.document) -> None:
+    """Let code in the text that is a public name, or a file with a page, lead there: once a page."""
+    seen = set()
+    for literal in list(doctree.findall(nodes.literal)):
+        text = literal.astext().removesuffix("()")
+        inside = (nodes.title, nodes.reference, addnodes.pending_xref, addnodes.desc_signature)
+        parents = (type(parent) for parent in _above(literal))
+        if text in seen or any(issubclass(parent, inside) for parent in parents):
+            continue
+        if text in unetlib._MODULES:
+            target = f"unetlib.{unetlib._MODULES[text]}.{text}"
+            link = addnodes.pending_xref(refdomain="py", reftype="obj", reftarget=target)
+        elif text in CARDS:
+            page = f"/guides/{CARDS[text]}"
+            link = addnodes.pending_xref(refdomain="std", reftype="doc", reftarget=page)
+            link["refexplicit"] = True
+        else:
+            continue
+        seen.add(text)
+        link["refdoc"] = app.env.docname
+        literal.replace_self(link)
+        link += literal
+
+
+def _above(node: nodes.Node) -> Iterator[nodes.Node]:
+    while node := node.parent:
+        yield node
+
+
+def setup(app: Sphinx) -> dict:
+    app.connect("doctree-read", link_code)
+    return {"parallel_read_safe": True, "parallel_write_safe": True}
