@@ -32,7 +32,8 @@ autodoc_typehints_format = "short"
 autodoc_preserve_defaults = True
 python_maximum_signature_line_length = 80
 napoleon_numpy_docstring = False
-napoleon_use_rtype = False
+napoleon_use_rtype = napoleon_use_param = False  # types stand in the signature
+napoleon_use_ivar = True
 
 html_theme = "sphinx_book_theme"
 html_title = "unetlib"
@@ -43,7 +44,7 @@ html_show_copyright = html_show_sphinx = False
 html_copy_source = False
 html_theme_options = {
     "logo": {"text": "unetlib"},
-    "home_page_in_toc": True,
+    "home_page_in_toc": False,
     "show_navbar_depth": 1,
     "max_navbar_depth": 2,
     "use_download_button": False,

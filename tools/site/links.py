@@ -18,7 +18,10 @@ def jupyter_anchor(heading: str) -> str:
 
 
 def link_code(app: Sphinx, doctree: nodes.document) -> None:
-    """Let code in the text that is a public name, or a file with a page, lead there: once a page."""
+    """Let code in the text that is a public name, or a file with a page, lead there.
+
+    On a page to read once, in the reference always.
+    """
     seen = set()
     for literal in list(doctree.findall(nodes.literal)):
         text = literal.astext().removesuffix("()")
@@ -30,12 +33,13 @@ def link_code(app: Sphinx, doctree: nodes.document) -> None:
             target = f"unetlib.{unetlib._MODULES[text]}.{text}"
             link = addnodes.pending_xref(refdomain="py", reftype="obj", reftarget=target)
         elif text in CARDS:
-            page = f"/guides/{CARDS[text]}"
+            page = f"/guides/{CARDS[text][1]}"
             link = addnodes.pending_xref(refdomain="std", reftype="doc", reftarget=page)
             link["refexplicit"] = True
         else:
             continue
-        seen.add(text)
+        if not app.env.docname.startswith("api/"):
+            seen.add(text)
         link["refdoc"] = app.env.docname
         literal.replace_self(link)
         link += literal

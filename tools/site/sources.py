@@ -5,6 +5,7 @@ import re
 import shutil
 import sys
 from pathlib import Path
+from textwrap import dedent
 
 import nbformat
 from api import write_api
@@ -24,13 +25,15 @@ FACES = {
 }
 # Further files that the guides name, each a page of its own.
 CARDS = {
-    "data/README.md": "data-card",
-    "data/pretrained/README.md": "model-card",
-    "CHANGELOG.md": "changes",
+    "data/README.md": ("Data card", "data-card"),
+    "data/pretrained/README.md": ("Model card", "model-card"),
+    "CHANGELOG.md": ("Changes", "changes"),
 }
 SECTION = re.compile(r"^## (.*)\n", re.MULTILINE)
 SERIES_ROW = re.compile(r"^\| \[(\d\d) (.*?)\]\(notebooks/(\w+)\.ipynb\) \| (.*) \| (.*) \|$", re.M)
-COMMANDS = re.compile(r"(?:^    .*\n)+", re.MULTILINE)
+INDENTED = re.compile(r"(?:^    .*\n)+", re.MULTILINE)
+COMMAND = re.compile(r"    (?:make|python|python3|conda|torchrun) ")
+NOT_FOR_READERS = ("# NBVAL_CHECK_OUTPUT\n", "Made from the notebooks' bold terms by `make refresh`: do not edit.\n")
 
 
 def write_sources(repository: Path, folder: Path) -> None:
@@ -49,27 +52,44 @@ def write_sources(repository: Path, folder: Path) -> None:
         nbformat.write(notebook, notebooks / path.name)
         if path.stem in FACES:
             pictures[path.stem] = write_face(notebook, path, notebooks / f"{path.stem}.png")
-    for name in ("glossary.md", "results.png"):
-        shutil.copy(repository / "notebooks" / name, notebooks)
+    shutil.copy(repository / "notebooks" / "results.png", notebooks)
+    glossary = (repository / "notebooks" / "glossary.md").read_text(encoding="utf-8")
+    (notebooks / "glossary.md").write_text(cleared(glossary), encoding="utf-8")
 
     intro, guides = split_readme((repository / "README.md").read_text(encoding="utf-8"))
     (folder / "guides").mkdir()
     for title, text in guides.items():
-        page = folder / "guides" / f"{slug(title)}.md"
-        page.write_text(f"# {title}\n{text}".replace("](notebooks/", "](../notebooks/"), "utf-8")
-    for source, name in CARDS.items():
+        page = f"# {title}\n" + INDENTED.sub(as_shell, text).replace("](notebooks/", "](../notebooks/")
+        (folder / "guides" / f"{slug(title)}.md").write_text(page, encoding="utf-8")
+    for source, (_, name) in CARDS.items():
         shutil.copy(repository / source, folder / "guides" / f"{name}.md")
     write_api(folder / "api")
+
+    commands = INDENTED.search(guides["Two commands"])
     environment = Environment(trim_blocks=True, lstrip_blocks=True)
     template = environment.from_string((HERE / "index.md.j2").read_text(encoding="utf-8"))
     page = template.render(
         intro=intro,
-        commands=COMMANDS.search(guides["Two commands"]).group(),
+        needs=guides["Two commands"][: commands.start()].strip(),
+        commands=[re.split(r"\s+# ", line) for line in commands.group().strip().splitlines()],
         parts=SERIES_ROW.findall(guides["The series"]),
         pictures=pictures,
-        guides=[slug(title) for title in guides] + list(CARDS.values()),
+        guides=[(title, slug(title)) for title in guides] + list(CARDS.values()),
     )
-    (folder / "index.md").write_text(page, "utf-8")
+    (folder / "index.md").write_text(page, encoding="utf-8")
+
+
+def as_shell(found: re.Match) -> str:
+    """An indented block of README, as a fenced one of shell commands if it is of commands."""
+    block = found.group()
+    return f"```sh\n{dedent(block)}```\n" if COMMAND.search(block) else block
+
+
+def cleared(text: str) -> str:
+    """The text without what speaks to programs, or to those who work on the course."""
+    for line in NOT_FOR_READERS:
+        text = text.replace(line, "")
+    return text
 
 
 def slug(title: str) -> str:
@@ -92,6 +112,8 @@ def prepared(notebook: NotebookNode) -> NotebookNode:
     for cell in notebook.cells:
         if cell.cell_type == "markdown":
             cell.source = WRONG.sub("", cell.source)
+        else:
+            cell.source = cleared(cell.source)
         if cell.metadata.get("jupyter", {}).get("source_hidden"):
             cell.metadata.tags = [*cell.metadata.get("tags", []), "hide-input"]
         if "alt" in cell.metadata:
