@@ -21,6 +21,12 @@ CONSTANTS = {
     "REPOSITORY": "The folder of this repository; installed without one, the current folder.",
     "TOLERANCE": "The largest difference in probability that a float format may have.",
 }
+# Where each name is described, by the ways in which a text may write it.
+PLACES = {
+    written: f"unetlib.{module}.{name}"
+    for name, module in (unetlib._MODULES | GIVEN).items()
+    for written in (name, f"{module}.{name}", f"unetlib.{module}.{name}")
+}
 
 
 def write_api(folder: Path) -> None:

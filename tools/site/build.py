@@ -29,15 +29,16 @@ def build(output: Path) -> int:
     from sources import write_sources
 
     start = time.monotonic()
-    source = BUILD / "site-source"
+    source = output.with_name(f"{output.name}-source")
     shutil.rmtree(source, ignore_errors=True)
     shutil.rmtree(output, ignore_errors=True)
     write_mathjax(source / "_static" / "mathjax", BUILD / "npm")
     write_sources(REPOSITORY, source)
     # Not only the first warning ends with an error: all of them are shown before.
     strict = ["--fail-on-warning", "--keep-going", "--quiet", "--fresh-env", "--jobs=auto"]
-    where = ["--conf-dir", Path(__file__).parent, "--doctree-dir", BUILD / "site-doctrees"]
-    failed = sphinx([*strict, *map(str, [*where, source, output])])
+    where = ["--conf-dir", Path(__file__).parent, "--doctree-dir", source / ".doctrees"]
+    static = ["--define", f"html_static_path={source / '_static'}"]
+    failed = sphinx([*strict, *static, *map(str, [*where, source, output])])
     if not failed:
         (output / ".nojekyll").touch()  # else GitHub leaves out the folders that begin with _
         files = [path for path in output.rglob("*") if path.is_file()]

@@ -37,7 +37,6 @@ napoleon_use_ivar = True
 
 html_theme = "sphinx_book_theme"
 html_title = "unetlib"
-html_static_path = [str(Path(__file__).parents[2] / "build" / "site-source" / "_static")]
 html_css_files = ["course.css"]
 html_favicon = html_logo = str(Path(__file__).parent / "static" / "unet.svg")
 html_show_copyright = html_show_sphinx = False
@@ -49,6 +48,7 @@ html_theme_options = {
     "max_navbar_depth": 2,
     "use_download_button": False,
     "use_fullscreen_button": False,
+    "navbar_persistent": [],  # else a second bar, whose buttons take the place of the first ones
     "search_bar_text": "Search the course",
     "toc_title": "On this page",
 }

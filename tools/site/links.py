@@ -2,14 +2,13 @@
 
 from collections.abc import Iterator
 
+from api import PLACES
 from docutils import nodes
 from markdown import anchor
 from mdurl import decode
 from sphinx import addnodes
 from sphinx.application import Sphinx
 from sources import CARDS
-
-import unetlib
 
 
 def jupyter_anchor(heading: str) -> str:
@@ -22,6 +21,8 @@ def link_code(app: Sphinx, doctree: nodes.document) -> None:
 
     On a page to read once, in the reference always.
     """
+    if app.env.docname == app.config.root_doc:
+        return  # there, a whole card leads to its notebook
     seen = set()
     for literal in list(doctree.findall(nodes.literal)):
         text = literal.astext().removesuffix("()")
@@ -29,9 +30,8 @@ def link_code(app: Sphinx, doctree: nodes.document) -> None:
         parents = (type(parent) for parent in _above(literal))
         if text in seen or any(issubclass(parent, inside) for parent in parents):
             continue
-        if text in unetlib._MODULES:
-            target = f"unetlib.{unetlib._MODULES[text]}.{text}"
-            link = addnodes.pending_xref(refdomain="py", reftype="obj", reftarget=target)
+        if text in PLACES:
+            link = addnodes.pending_xref(refdomain="py", reftype="obj", reftarget=PLACES[text])
         elif text in CARDS:
             page = f"/guides/{CARDS[text][1]}"
             link = addnodes.pending_xref(refdomain="std", reftype="doc", reftarget=page)

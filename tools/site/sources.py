@@ -71,7 +71,7 @@ def write_sources(repository: Path, folder: Path) -> None:
     page = template.render(
         intro=intro,
         needs=guides["Two commands"][: commands.start()].strip(),
-        commands=[re.split(r"\s+# ", line) for line in commands.group().strip().splitlines()],
+        commands=[re.split(r"\s+# ", line.strip()) for line in commands.group().splitlines()],
         parts=SERIES_ROW.findall(guides["The series"]),
         pictures=pictures,
         guides=[(title, slug(title)) for title in guides] + list(CARDS.values()),
