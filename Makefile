@@ -45,7 +45,7 @@ TORCH_PROBE := import urllib.request; \
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help setup notebooks test test-all coverage test-lowest bench ablations pretrained lab refresh faults handout lint \
+.PHONY: help setup notebooks test test-all coverage test-lowest bench ablations pretrained lab refresh faults handout site lint \
 	wheelhouse lock clean
 
 help: ## list these commands
@@ -119,6 +119,11 @@ faults: $(STAMP) ## only the tests that try what can go wrong
 
 handout: $(STAMP) ## copies without outputs and solutions into build/handout
 	@$(PY) tools/course.py handout $(NOTEBOOKS)
+
+# MathJax comes from npm, and stays in build/npm.
+site: $(STAMP) ## the course as a site in build/site: notebooks, glossary, guides, reference, search
+	@$(PIP) install --quiet $(CONSTRAINED) --editable ".[$(EXTRAS),site]"
+	@$(PY) tools/site/build.py
 
 lint: $(STAMP) ## ruff over code and notebooks
 	@$(PY) -m ruff check . && $(PY) -m ruff format --check .

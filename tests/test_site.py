@@ -1,4 +1,4 @@
-"""The course as a site: built as `make site` does, every page opened in Chromium, on a phone's width.
+"""The course as a site: built as `make site` does, every page opened in Chromium, at phone width.
 
 Needs the extras `site` and `browser`, npm, Chromium and its driver. Screenshots lie in
 build/screenshots.
@@ -35,15 +35,15 @@ FACTS = """
     const done = arguments[0], main = document.querySelector("main");
     const facts = () => done({
         too_wide: document.documentElement.scrollWidth - document.documentElement.clientWidth,
-        pictures: [...document.querySelectorAll("img")].map(one => one.getAttribute("alt")),
+        pictures: [...main.querySelectorAll("img")].map(one => one.alt),
         figures: [...main.querySelectorAll(".cell_output img")].map(one => one.alt),
         broken: [...document.images].filter(one => !one.complete || !one.naturalWidth).length,
         links: [...document.querySelectorAll("a[href]")].map(one => one.href),
         ids: [...document.querySelectorAll("[id]")].map(one => one.id),
         formulas: [document.querySelectorAll("span.math, div.math").length,
                    document.querySelectorAll("mjx-container").length],
-        folded: document.querySelectorAll("details:not([open])").length,
-        unfolded: document.querySelectorAll("details[open]").length,
+        folded: main.querySelectorAll("details:not([open])").length,
+        unfolded: main.querySelectorAll("details[open]").length,
         text: [...main.querySelectorAll("p, li, td")].filter(one => !one.closest("pre, dt"))
             .map(one => [...one.childNodes].filter(node => node.nodeType == Node.TEXT_NODE)
                 .map(node => node.data).join("")).join("\\n"),
@@ -113,7 +113,8 @@ def pages(site, address, browser):
         browser.get_log("browser"), browser.get_log("performance")
         browser.get(address + name)
         found[name] = browser.execute_async_script(FACTS)
-        found[name]["complaints"] = browser.get_log("browser")
+        log = browser.get_log("browser")
+        found[name]["complaints"] = [line for line in log if line["level"] != "INFO"]
         events = [json.loads(line["message"])["message"] for line in browser.get_log("performance")]
         found[name]["requests"] = [
             event["params"]["request"]["url"]
@@ -179,7 +180,7 @@ def test_a_notebook_keeps_its_figures_with_their_texts_and_folds_what_it_hides(p
 
 def test_every_picture_says_what_it_shows_and_every_formula_is_set(pages):
     for name, page in pages.items():
-        assert all(alt is not None and alt.strip() for alt in page["pictures"]), name
+        assert all(alt.strip() for alt in page["pictures"]), name
         written, typeset = page["formulas"]
         assert written == typeset, name
     assert pages["notebooks/05_export.html"]["formulas"][1] > 0
@@ -193,7 +194,8 @@ def test_no_markdown_is_left_in_the_text(pages):
 
 
 def test_every_public_name_is_described(pages):
-    described = {one for name, page in pages.items() if name.startswith("api/") for one in page["ids"]}
+    reference = [page for name, page in pages.items() if name.startswith("api/")]
+    described = {one for page in reference for one in page["ids"]}
     assert {f"unetlib.{home}.{name}" for name, home in unetlib._MODULES.items()} <= described
 
 

@@ -14,7 +14,7 @@ GROUPS = {
     "support": ("unetlib.support: what all of it uses", "Folders, profiles, errors, exercises."),
 }
 GIVEN = {"Run": "store.runs"}  # not for import, but what `fit` returns
-TABLE = "Built-in names: {}. Register your own: ``{}[\"name\"] = function``."
+TABLE = 'Built-in names: {}. Register your own: ``{}["name"] = function``.'
 # A constant has no docstring.
 CONSTANTS = {
     "FILES": "The file name of each format in a folder of exported models.",

@@ -41,6 +41,7 @@ html_css_files = ["course.css"]
 html_favicon = html_logo = str(Path(__file__).parent / "static" / "unet.svg")
 html_show_copyright = html_show_sphinx = False
 html_copy_source = False
+html_context = {"default_mode": "auto"}  # light or dark as the reader's system is
 html_theme_options = {
     "logo": {"text": "unetlib"},
     "home_page_in_toc": False,

@@ -1,14 +1,17 @@
-"""Links that Sphinx does not make by itself: headings as in JupyterLab, code that names something."""
+"""Links that Sphinx does not make by itself: headings as in JupyterLab, names in code."""
 
+import re
 from collections.abc import Iterator
 
 from api import PLACES
 from docutils import nodes
 from markdown import anchor
 from mdurl import decode
+from sources import CARDS
 from sphinx import addnodes
 from sphinx.application import Sphinx
-from sources import CARDS
+
+CALL = re.compile(r"(?<=\w)\(.*\)$", re.DOTALL)  # the arguments after a name
 
 
 def jupyter_anchor(heading: str) -> str:
@@ -25,13 +28,14 @@ def link_code(app: Sphinx, doctree: nodes.document) -> None:
         return  # there, a whole card leads to its notebook
     seen = set()
     for literal in list(doctree.findall(nodes.literal)):
-        text = literal.astext().removesuffix("()")
+        text = literal.astext()
+        name = CALL.sub("", text)
         inside = (nodes.title, nodes.reference, addnodes.pending_xref, addnodes.desc_signature)
         parents = (type(parent) for parent in _above(literal))
-        if text in seen or any(issubclass(parent, inside) for parent in parents):
+        if name in seen or any(issubclass(parent, inside) for parent in parents):
             continue
-        if text in PLACES:
-            link = addnodes.pending_xref(refdomain="py", reftype="obj", reftarget=PLACES[text])
+        if place := PLACES.get(name) or _member(name):
+            link = addnodes.pending_xref(refdomain="py", reftype="obj", reftarget=place)
         elif text in CARDS:
             page = f"/guides/{CARDS[text][1]}"
             link = addnodes.pending_xref(refdomain="std", reftype="doc", reftarget=page)
@@ -39,10 +43,16 @@ def link_code(app: Sphinx, doctree: nodes.document) -> None:
         else:
             continue
         if not app.env.docname.startswith("api/"):
-            seen.add(text)
+            seen.add(name)
         link["refdoc"] = app.env.docname
         literal.replace_self(link)
         link += literal
+
+
+def _member(name: str) -> str | None:
+    """Where something of a public class is described, such as ``Recipe.few``."""
+    owner, _, member = name.partition(".")
+    return f"{PLACES[owner]}.{member}" if owner in PLACES else None
 
 
 def _above(node: nodes.Node) -> Iterator[nodes.Node]:

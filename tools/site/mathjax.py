@@ -11,7 +11,8 @@ from pathlib import Path
 VERSION = "3.2.2"
 # As npm itself writes it in a package-lock.json: `npm view mathjax@3.2.2 dist.integrity`.
 INTEGRITY = (
-    "sha512-Bt+SSVU8eBG27zChVewOicYs7Xsdt40qm4+UpHyX7k0/O9NliPc+x77k1/FEsPsjKPZGJvtRZM1vO+geW0OhGw=="
+    "sha512-Bt+SSVU8eBG27zChVewOicYs7Xsdt40qm4+UpHyX7k0/"
+    "O9NliPc+x77k1/FEsPsjKPZGJvtRZM1vO+geW0OhGw=="
 )
 # Of its 15 MB: TeX to HTML, in one file, and the fonts, which it looks for beside itself.
 NEEDED = ("package/es5/tex-chtml.js", "package/es5/output/chtml/fonts/woff-v2/")

@@ -33,7 +33,10 @@ SECTION = re.compile(r"^## (.*)\n", re.MULTILINE)
 SERIES_ROW = re.compile(r"^\| \[(\d\d) (.*?)\]\(notebooks/(\w+)\.ipynb\) \| (.*) \| (.*) \|$", re.M)
 INDENTED = re.compile(r"(?:^    .*\n)+", re.MULTILINE)
 COMMAND = re.compile(r"    (?:make|python|python3|conda|torchrun) ")
-NOT_FOR_READERS = ("# NBVAL_CHECK_OUTPUT\n", "Made from the notebooks' bold terms by `make refresh`: do not edit.\n")
+NOT_FOR_READERS = (
+    "# NBVAL_CHECK_OUTPUT\n",
+    "Made from the notebooks' bold terms by `make refresh`: do not edit.\n",
+)
 
 
 def write_sources(repository: Path, folder: Path) -> None:
@@ -59,7 +62,8 @@ def write_sources(repository: Path, folder: Path) -> None:
     intro, guides = split_readme((repository / "README.md").read_text(encoding="utf-8"))
     (folder / "guides").mkdir()
     for title, text in guides.items():
-        page = f"# {title}\n" + INDENTED.sub(as_shell, text).replace("](notebooks/", "](../notebooks/")
+        text = INDENTED.sub(as_shell, text).replace("](notebooks/", "](../notebooks/")
+        page = f"# {title}\n{text}"
         (folder / "guides" / f"{slug(title)}.md").write_text(page, encoding="utf-8")
     for source, (_, name) in CARDS.items():
         shutil.copy(repository / source, folder / "guides" / f"{name}.md")
