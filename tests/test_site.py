@@ -32,7 +32,7 @@ spec.loader.exec_module(mathjax)
 
 # What one page holds; formulas are set before.
 FACTS = """
-    const done = arguments[0], main = document.querySelector("main");
+    const done = arguments[0], main = document.querySelector("main") ?? document.body;
     const facts = () => done({
         too_wide: document.documentElement.scrollWidth - document.documentElement.clientWidth,
         pictures: [...main.querySelectorAll("img")].map(one => one.alt),

@@ -28,17 +28,24 @@ def build(output: Path) -> int:
     from mathjax import write_mathjax
     from sources import write_sources
 
+    import unetlib
+
     start = time.monotonic()
     source = output.with_name(f"{output.name}-source")
     shutil.rmtree(source, ignore_errors=True)
     shutil.rmtree(output, ignore_errors=True)
     write_mathjax(source / "_static" / "mathjax", BUILD / "npm")
-    write_sources(REPOSITORY, source)
+    with_page = hasattr(unetlib, "write_page")
+    write_sources(REPOSITORY, source, with_page)
     # Not only the first warning ends with an error: all of them are shown before.
     strict = ["--fail-on-warning", "--keep-going", "--quiet", "--fresh-env", "--jobs=auto"]
     where = ["--conf-dir", Path(__file__).parent, "--doctree-dir", source / ".doctrees"]
     static = ["--define", f"html_static_path={source / '_static'}"]
     failed = sphinx([*strict, *static, *map(str, [*where, source, output])])
+    if with_page and not failed:
+        page = unetlib.write_page(output / "page")
+        if page["runtime"] != "runtime/":
+            sys.exit("npm gives no ONNX Runtime Web for page/: check the network, and start again.")
     if not failed:
         (output / ".nojekyll").touch()  # else GitHub leaves out the folders that begin with _
         files = [path for path in output.rglob("*") if path.is_file()]

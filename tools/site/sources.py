@@ -39,8 +39,11 @@ NOT_FOR_READERS = (
 )
 
 
-def write_sources(repository: Path, folder: Path) -> None:
+def write_sources(repository: Path, folder: Path, with_page: bool) -> None:
     """Write everything into a new folder.
+
+    Args:
+        with_page: whether page/, which segments in the browser, will stand beside the result.
 
     Raises:
         SystemExit: a notebook lacks the figure for the front page.
@@ -74,6 +77,7 @@ def write_sources(repository: Path, folder: Path) -> None:
     template = environment.from_string((HERE / "index.md.j2").read_text(encoding="utf-8"))
     page = template.render(
         intro=intro,
+        with_page=with_page,
         needs=guides["Two commands"][: commands.start()].strip(),
         commands=[re.split(r"\s+# ", line.strip()) for line in commands.group().splitlines()],
         parts=SERIES_ROW.findall(guides["The series"]),
