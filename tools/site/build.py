@@ -37,15 +37,13 @@ def build(output: Path) -> int:
     write_mathjax(source / "_static" / "mathjax", BUILD / "npm")
     with_page = hasattr(unetlib, "write_page")
     write_sources(REPOSITORY, source, with_page)
+    if with_page and unetlib.write_page(output / "page")["runtime"] != "runtime/":
+        sys.exit("npm gives no ONNX Runtime Web for page/: check the network, and start again.")
     # Not only the first warning ends with an error: all of them are shown before.
     strict = ["--fail-on-warning", "--keep-going", "--quiet", "--fresh-env", "--jobs=auto"]
     where = ["--conf-dir", Path(__file__).parent, "--doctree-dir", source / ".doctrees"]
     static = ["--define", f"html_static_path={source / '_static'}"]
     failed = sphinx([*strict, *static, *map(str, [*where, source, output])])
-    if with_page and not failed:
-        page = unetlib.write_page(output / "page")
-        if page["runtime"] != "runtime/":
-            sys.exit("npm gives no ONNX Runtime Web for page/: check the network, and start again.")
     if not failed:
         (output / ".nojekyll").touch()  # else GitHub leaves out the folders that begin with _
         files = [path for path in output.rglob("*") if path.is_file()]
