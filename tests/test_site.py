@@ -16,7 +16,7 @@ from urllib.parse import unquote, urldefrag
 
 import nbformat
 import pytest
-from test_jupyterlab import CHROMIUM, DRIVER, FLAGS, screenshot, webdriver
+from test_jupyterlab import CHROMIUM, DRIVER, FLAGS, WebDriverWait, screenshot, webdriver
 from test_jupyterlab import pytestmark as needs_chromium
 
 import unetlib
@@ -99,6 +99,13 @@ def browser(tmp_path_factory):
 def resize(browser, width: int, height: int) -> None:
     size = dict(width=width, height=height, deviceScaleFactor=1, mobile=False)
     browser.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", size)
+
+
+def wait(browser, script: str):
+    """What a script returns, as soon as that is true."""
+    return WebDriverWait(browser, 30, poll_frequency=0.1).until(
+        lambda _: browser.execute_script(script)
+    )
 
 
 @pytest.fixture(scope="module")
@@ -207,10 +214,8 @@ def test_code_in_a_guide_leads_to_the_reference(pages, address):
 
 def test_search_finds_a_word(browser, address):
     browser.get(address + "search.html?q=transposed")
-    results = "return [...document.querySelectorAll('#search-results a')].map(one => one.href)"
-    found = webdriver.support.ui.WebDriverWait(browser, 30).until(
-        lambda _: len(links := browser.execute_script(results)) > 2 and links
-    )
+    results = "[...document.querySelectorAll('#search-results a')].map(one => one.href)"
+    found = wait(browser, f"return {results}.length > 2 && {results}")
     found = {link.removeprefix(address).partition("?")[0].partition("#")[0] for link in found}
     assert {"notebooks/03_model.html", "notebooks/glossary.html"} <= found
 
@@ -227,17 +232,14 @@ def test_the_menus_open_on_a_phone(browser, address, which):
 
 
 @pytest.mark.parametrize("name", ["index", "notebooks/03_model", "api/store"])
-def test_screenshots(browser, address, name):
-    for kind, theme, size in [
-        ("light", "light", DESKTOP),
-        ("dark", "dark", DESKTOP),
-        ("phone", "light", PHONE),
-    ]:
+def test_a_page_is_light_or_dark_as_the_reader_s_system_is(browser, address, name):
+    browser.get(f"{address}{name}.html")
+    for kind, size in [("light", DESKTOP), ("dark", DESKTOP), ("phone", PHONE)]:
+        theme = "dark" if kind == "dark" else "light"
+        wanted = [dict(name="prefers-color-scheme", value=theme)]
+        browser.execute_cdp_cmd("Emulation.setEmulatedMedia", dict(features=wanted))
         resize(browser, *size)
-        browser.get(address)
-        browser.execute_script("localStorage.mode = localStorage.theme = arguments[0]", theme)
-        browser.get(f"{address}{name}.html")
-        assert browser.execute_script("return document.documentElement.dataset.theme") == theme
+        wait(browser, f"return document.documentElement.dataset.theme == {theme!r}")
         screenshot(browser, f"site-{Path(name).name}-{kind}")
 
 
@@ -251,3 +253,11 @@ def test_without_npm_and_with_a_changed_file_one_sentence_says_what_to_do(tmp_pa
     with pytest.raises(SystemExit, match=changed.name):
         mathjax.write_mathjax(tmp_path / "written", tmp_path)
     assert not changed.exists() and not (tmp_path / "written").exists()
+
+
+def test_a_folder_that_holds_something_else_is_kept(tmp_path):
+    (tmp_path / "mine.txt").write_text("mine")
+    command = [sys.executable, TOOLS / "build.py", "--output", tmp_path]
+    ended = subprocess.run(command, capture_output=True, text=True)
+    assert ended.returncode == 1 and len(ended.stderr.splitlines()) == 1
+    assert str(tmp_path) in ended.stderr and (tmp_path / "mine.txt").read_text() == "mine"

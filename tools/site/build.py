@@ -1,4 +1,4 @@
-"""The course as a site: `make site` writes build/site, for any web server or for a double click.
+"""The course as a site: `make site` writes build/site, for any web server.
 
 Sphinx makes the pages. Here is only what it lacks: where they come from, MathJax, a closing line.
 """
@@ -13,14 +13,17 @@ from pathlib import Path
 REPOSITORY = Path(__file__).resolve().parents[2]
 sys.path[:0] = [str(REPOSITORY), str(REPOSITORY / "tools")]
 BUILD = REPOSITORY / "build"
+MARK = ".nojekyll"  # without it, GitHub's pages leave out the folders that begin with _
 
 
 def build(output: Path) -> int:
     """Write the site into a folder, over that of before; returns 0, or what Sphinx ends with.
 
     Raises:
-        SystemExit: Sphinx or npm is missing; the sentence says what to install.
+        SystemExit: Sphinx or npm is missing, or the folder holds something else; says what to do.
     """
+    if output.exists() and not (output / MARK).exists():
+        sys.exit(f"{output}: not a site made here, so kept; give the site a folder of its own.")
     try:
         from sphinx.cmd.build import main as sphinx
     except ImportError:
@@ -34,6 +37,8 @@ def build(output: Path) -> int:
     source = output.with_name(f"{output.name}-source")
     shutil.rmtree(source, ignore_errors=True)
     shutil.rmtree(output, ignore_errors=True)
+    output.mkdir(parents=True)
+    (output / MARK).touch()
     write_mathjax(source / "_static" / "mathjax", BUILD / "npm")
     with_page = hasattr(unetlib, "write_page")
     write_sources(REPOSITORY, source, with_page)
@@ -45,12 +50,12 @@ def build(output: Path) -> int:
     static = ["--define", f"html_static_path={source / '_static'}"]
     failed = sphinx([*strict, *static, *map(str, [*where, source, output])])
     if not failed:
-        (output / ".nojekyll").touch()  # else GitHub leaves out the folders that begin with _
         files = [path for path in output.rglob("*") if path.is_file()]
         megabytes = sum(path.stat().st_size for path in files) / 1e6
         pages = sum(path.suffix == ".html" for path in files)
         seconds = time.monotonic() - start
-        print(f"{pages} pages, {megabytes:.1f} MB, {seconds:.0f} seconds: {output / 'index.html'}")
+        print(f"{pages} pages, {megabytes:.1f} MB, {seconds:.0f} seconds: {output}")
+        print(f"To look at it: python -m http.server --bind 127.0.0.1 --directory {output}")
     return failed
 
 
