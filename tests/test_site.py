@@ -228,7 +228,7 @@ def test_the_menus_open_on_a_phone(browser, address, which):
     (button,) = [one for one in buttons if one.is_displayed()]
     button.click()
     opened = f"return document.querySelector('#pst-{which}-sidebar-modal').open"
-    assert browser.execute_script(opened)
+    wait(browser, opened)
 
 
 @pytest.mark.parametrize("name", ["index", "notebooks/03_model", "api/store"])
