@@ -45,7 +45,7 @@ TORCH_PROBE := import urllib.request; \
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help setup notebooks test test-all coverage test-lowest bench ablations pretrained lab refresh faults handout lint \
+.PHONY: help setup notebooks test test-all coverage test-lowest bench ablations pretrained lab refresh faults handout site lint \
 	wheelhouse lock clean
 
 help: ## list these commands
@@ -120,6 +120,11 @@ faults: $(STAMP) ## only the tests that try what can go wrong
 handout: $(STAMP) ## copies without outputs and solutions into build/handout
 	@$(PY) tools/course.py handout $(NOTEBOOKS)
 
+# MathJax comes from npm, and stays in build/npm.
+site: $(STAMP) ## the course as a site in build/site: notebooks, glossary, guides, reference, search
+	@$(PIP) install --quiet $(CONSTRAINED) --editable ".[$(EXTRAS),site]"
+	@$(PY) tools/site/build.py
+
 lint: $(STAMP) ## ruff over code and notebooks
 	@$(PY) -m ruff check . && $(PY) -m ruff format --check .
 
@@ -136,7 +141,7 @@ lock: $(VENV)/made ## renew constraints.txt from pyproject.toml with the newest 
 		'# One version of every package, for Linux, macOS (arm64) and Windows, Python 3.11 to 3.14.' \
 		'# Made from pyproject.toml by `make lock`; do not edit.' > build/constraints.txt
 	@build/lock/bin/uv pip compile --quiet --universal --python-version 3.11 \
-		--fork-strategy fewest --extra dev --extra openvino --extra browser \
+		--fork-strategy fewest --extra dev --extra openvino --extra browser --extra site \
 		--no-header --no-annotate --no-emit-index-url \
 		--no-emit-find-links pyproject.toml >> build/constraints.txt
 	@mv build/constraints.txt constraints.txt

@@ -66,6 +66,7 @@ def test_a_copy_has_no_output_and_folds_the_answers():
     copy = copies.reading_copy(notebook)
     assert copy.cells[1].outputs == []
     assert "wrong:" not in copy.cells[2].source and "answer = two * 3" in copy.cells[2].source
+    assert "</details>\n\nAnd now" in copy.cells[2].source  # or all that follows stays HTML
     before, folded = copy.cells[3].source.split("</details>")
     assert before.startswith("<details>") and "\n\n**Answer:** about\none half.\n\n" in before
     assert folded.strip() == "Because it is."

@@ -27,7 +27,7 @@ SYSTEMS = {
 
 def direct_requirements():
     extras = PROJECT["optional-dependencies"]
-    listed = PROJECT["dependencies"] + extras["dev"] + extras["browser"]
+    listed = PROJECT["dependencies"] + extras["dev"] + extras["browser"] + extras["site"]
     return [Requirement(line) for line in listed]
 
 

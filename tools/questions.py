@@ -13,7 +13,8 @@ from nbformat import NotebookNode
 UNTOUCHED = re.compile(r"^answer = \.\.\.[ \t]*(?:#.*)?$", re.MULTILINE)
 SOLUTION = re.compile(r"<details>\s*<summary>Solution</summary>.*?</details>\s*", re.DOTALL)
 SOLUTION_CODE = re.compile(r"```python\n(.*?)```", re.DOTALL)
-WRONG = re.compile(r"<!--\s*wrong:\s*(answer = .*?)\s*-->\s*", re.DOTALL)
+# Up to its line's end: the empty line after it ends the solution's HTML, too.
+WRONG = re.compile(r"<!--\s*wrong:\s*(answer = .*?)\s*-->[ \t]*\n?", re.DOTALL)
 GUESS = re.compile(r"^(guess_\w+) = \.\.\.[ \t]*(?:#[ \t]*(.*))?$", re.MULTILINE)
 # A prompt may be answered before it is asked again: the answer's cell may hold the next prompt.
 PREDICT, ANSWER = "**Predict:**", "**Answer:**"

@@ -1,4 +1,4 @@
-"""A trained model -> files in every format, proven to agree.
+"""A trained model -> files in every format, proven to agree::
 
     pytorch       unet_model.pth            weights and architecture; loads without running code
     torchscript   unet_model_torchjit.pth   a traced program (legacy: deprecated in PyTorch)

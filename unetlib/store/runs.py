@@ -1,7 +1,7 @@
 """Training runs on disk: name one, open one, list all. Costs no import of PyTorch.
 
 A run lives in ``runs/<hash>/``; the hash covers recipe, code, data and profile, so that the same
-question is answered at once and a changed number, or line, trains a run of its own:
+question is answered at once and a changed number, or line, trains a run of its own::
 
     recipe.json   the settings            last.pth      everything needed to go on
     run.json      data, device, versions  history.csv   a line per finished epoch, written last:
