@@ -34,9 +34,7 @@ class Problem(NamedTuple):
 class DataError(ValueError):
     """The data cannot be used: one sentence that names the file and the remedy (``problem``)."""
 
-    def __init__(self, problem: str | Problem):
-        super().__init__(str(problem))
-        self.problem = problem
+    problem = property(lambda self: self.args[0])  # as text, or a ``Problem``
 
 
 def load_image(source, size: int | tuple[int, int], colour: bool = False) -> np.ndarray:
