@@ -59,8 +59,7 @@ def pair_up(images: list[Path], masks: list[Path]) -> tuple[list[Pair], list[Pro
         ending = name[next(ends, 0) :]
         if ending != name and not ending[:1].isdigit():  # leaf1 does not begin leaf12
             endings.append(ending)
-    counts = Counter(sorted(endings))
-    (common, most), *others = counts.most_common(2) or [("", 0)]
+    (common, most), *others = Counter(sorted(endings)).most_common(2) or [("", 0)]
     if others and others[0][1] == most:
         what = f"as many masks end in {common!r} as in {others[0][0]!r}: which are right?"
         return [], [Problem(str(masks[0].parent), what, "move the others to another folder")]

@@ -41,8 +41,7 @@ def write_subset(
         raise DataError(f"{source} has {most} {what}: ask for 1 or more of them, not {cars}.")
     chosen = []
     for rows, count in ((samples[has_mask], cars), (samples[~has_mask], cars // 4)):
-        names = np.array(sorted(rows["car"].unique()), dtype=object)
-        chosen += list(np.random.default_rng(seed).permutation(names)[:count])
+        chosen += [*np.random.default_rng(seed).permutation(sorted({*rows["car"]}))[:count]]
     rows = samples[samples["car"].isin(chosen)]
     target.parent.mkdir(parents=True, exist_ok=True)
     with TemporaryDirectory(prefix=f".{target.name}-", dir=target.parent) as temporary:
