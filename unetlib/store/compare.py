@@ -8,9 +8,9 @@ import numpy as np
 import pandas as pd
 
 from unetlib.recipe import BUILT_IN, PRETRAINED, Recipe
-from unetlib.store.question import name_of
 from unetlib.store.runs import HISTORY, Run, find_runs, run_lock
 from unetlib.support import folders
+from unetlib.support.code import label
 from unetlib.support.errors import ModelFileError, RunError
 from unetlib.support.memory import fingerprint
 from unetlib.support.profile import profile
@@ -36,7 +36,7 @@ def compare_runs(runs: Mapping[str, Run] | Iterable[Run] | None = None) -> pd.Da
     settings["best_by"] = [run.best_by for run in runs.values()]
     codes = [run.details["question"]["code"] for run in runs.values()]
     for setting in BUILT_IN if len(settings) else ():
-        names = settings[setting].map(name_of)
+        names = settings[setting].map(label)
         hashes = pd.Series([code.get(setting) for code in codes], names.index, str)
         several = hashes.groupby(names).transform("nunique") > 1
         settings[setting] = names.where(~several, names + " " + hashes.str[:4])

@@ -1,14 +1,11 @@
-"""Recipe -> Run: look for an earlier run, go on or begin, keep what the training loop yields.
-
-Started by ``torchrun`` or ``accelerate launch``, several processes each compute a share of every
-batch: their number changes the speed, but see ``SharedLearner`` on batch normalisation.
-"""
+"""Recipe -> Run: look for an earlier run, go on or begin, keep what the training loop yields."""
 
 import math
 import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -27,9 +24,10 @@ from unetlib.pictures import DataError
 from unetlib.recipe import BUILT_IN, Recipe
 from unetlib.store.checkpoint import load_state, restore, unwritable, write_run, write_tables
 from unetlib.store.model_file import weights_named
-from unetlib.store.question import code_hash, name_of, question_of
+from unetlib.store.question import question_of
 from unetlib.store.runs import HISTORY, Run, find_runs, load_run, run_folder, run_lock
 from unetlib.support.cache import decode_once
+from unetlib.support.code import code_hash, label
 from unetlib.support.memory import fingerprint, pair_hashes
 from unetlib.support.processes import SharedLearner, settle_batch_size, start_accelerator
 from unetlib.support.speed import memory_kept, out_of_memory_named
@@ -133,12 +131,11 @@ def _look_up(recipe: Recipe, question: dict, folder: Path) -> tuple[Run | None, 
 
 
 def _names(recipe: Recipe) -> list[str]:
-    return [name_of(getattr(recipe, setting)) for setting in BUILT_IN]
+    return [label(getattr(recipe, setting)) for setting in BUILT_IN]
 
 
 def _but_for_epochs_and_code(question: dict) -> dict:
-    settings = {name: one for name, one in question["settings"].items() if name != "epochs"}
-    return question | dict(settings=settings, code=None)
+    return question | dict(settings=question["settings"] | dict(epochs=None), code=None)
 
 
 def _score_kept(run: Run, val: pd.DataFrame, metrics: Mapping[str, Callable]) -> None:
@@ -175,10 +172,8 @@ def _train(recipe, train_rows, val_rows, question, state, on_epoch, metrics, acc
     if main and (twice := {*pair_hashes(train_rows)}.intersection(pair_hashes(val_rows))):
         what = f"{len(twice)} pictures are in train and in val: scores say little of new ones"
         warnings.warn(f"{what}; see split_by_group.", stacklevel=3)
-    if state is None:
-        batch_size, lr = settle_batch_size(recipe, len(train_rows), accelerator)
-    else:
-        batch_size, lr = state["batch_size"], state["lr"]
+    settled = state and (state["batch_size"], state["lr"])
+    batch_size, lr = settled or settle_batch_size(recipe, len(train_rows), accelerator)
     steps = recipe.epochs * math.ceil(len(train_rows) / batch_size)
     with weights_named(recipe.start_from):
         several = accelerator.num_processes > 1
@@ -188,9 +183,8 @@ def _train(recipe, train_rows, val_rows, question, state, on_epoch, metrics, acc
     if metrics:  # tried before an epoch is lost
         for val_set in val_sets.values():
             evaluate(learner.model, val_set, metrics=metrics, rows=range(1))
-    versions = dict(unetlib=__version__, torch=str(torch.__version__))
-    details = dict(question=question, versions=versions)
-    details |= {name: question[name] for name in ("profile", "data")}
+    details = dict(question=question, profile=question["profile"], data=question["data"])
+    details |= dict(versions=dict(unetlib=__version__, torch=str(torch.__version__)))
     details |= dict(batch_size=batch_size, lr=lr, precision=learner.precision, device=str(device))
     details |= dict(processes=accelerator.num_processes, train_images=len(train_rows))
     details |= dict(train_ids=list(train_rows["id"]), val_ids=list(val_rows["id"]))
@@ -247,17 +241,13 @@ def _alone(folder: Path, accelerator: Accelerator) -> Iterator[None]:
     A program of several processes does not wait: the others would give up on the main process.
     Where nothing can be written, a run that is there can still be looked up.
     """
-
-    def say(lock: Path) -> None:
-        busy = f"run {folder.name}: being trained by another program"
-        if accelerator.num_processes > 1:
-            raise TrainingError(f"{busy}; start again when it is done.")
-        print(f"{busy}; waiting for its lock {lock}")
-
+    busy = f"run {folder.name}: being trained by another program"
+    several = accelerator.num_processes > 1
+    wait = None if several else partial(print, f"{busy}; waiting for its lock")
     with ExitStack() as stack:
         try:
-            if accelerator.is_main_process:
-                stack.enter_context(run_lock(folder, on_wait=say))
+            if accelerator.is_main_process and not stack.enter_context(run_lock(folder, wait)):
+                raise TrainingError(f"{busy}; start again when it is done.")
         except OSError as error:
             if not (folder / "history.csv").exists():
                 raise unwritable(error.filename or folder, error) from None
