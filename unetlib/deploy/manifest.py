@@ -10,6 +10,7 @@ import json
 import warnings
 import zipfile
 from collections.abc import Iterable
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 from typing import Literal
@@ -19,11 +20,11 @@ from unetlib.support.errors import ModelFileError
 from unetlib.support.files import file_hash, locked, whole_file
 
 FILES = {
-    "pytorch": "unet_model.pth",
-    "torchscript": "unet_model_torchjit.pth",
-    "exported": "unet_model_exported.pt2",
-    "onnx": "unet_model_onnx.onnx",
-    "int8": "unet_model_int8.onnx",
+    "pytorch": "unet_model.pth",  # weights and architecture; loads without running code
+    "torchscript": "unet_model_torchjit.pth",  # a traced program (legacy: deprecated in PyTorch)
+    "exported": "unet_model_exported.pt2",  # the program of torch.export, TorchScript's successor
+    "onnx": "unet_model_onnx.onnx",  # for any runtime; one file
+    "int8": "unet_model_int8.onnx",  # the same, quantised: a quarter of the size
 }
 PROGRAMS = ("torchscript", "exported")
 Runtime = Literal["openvino", "compile"]
@@ -56,17 +57,14 @@ def read_manifest(folder: Path) -> dict[str, dict]:
 
     ModelFileError: it is damaged, or another program's, which ours would replace.
     """
-    path = folder / MANIFEST
-    try:
+    if not (path := folder / MANIFEST).exists():
+        return {}
+    with suppress(OSError, ValueError, AttributeError):
         content = json.loads(path.read_bytes())
         if set(map(type, content.values())) <= {dict} and content.keys() <= {*FILES.values()}:
             return content
-        problem = "another program's"
-    except FileNotFoundError:
-        return {}
-    except (OSError, ValueError, AttributeError):
-        problem = "damaged"
-    raise ModelFileError(f"{path}: {problem}, so kept; delete it, or take another folder.")
+    what = "damaged or another program's, so kept"
+    raise ModelFileError(f"{path}: {what}; delete it, or take another folder.")
 
 
 def exported_files(folder: Path) -> dict[str, Path]:
@@ -110,9 +108,8 @@ def check_file(path: str | Path, trust: bool = False, runtime: Runtime | None = 
     known, weights = entry.get("sha256"), entry.get("weights")
     if known != (file_hash(path) if known or kind in PROGRAMS else None):
         problem = "damaged, or not the file" if known else "a program, and not one"
-        problem += f" that {MANIFEST} beside it vouches for"
         remedy = "export it again, or pass trust=True if you trust whoever made it"
-        raise ModelFileError(f"{path}: refused, {problem}; {remedy}.")
+        raise ModelFileError(f"{path}: refused, {problem} that {MANIFEST} vouches for; {remedy}.")
     if weights and newest.is_file() and file_hash(newest) != weights:
         problem = f"of another training than {newest.name} beside it"
         warnings.warn(f"{path}: {problem}; python -m unetlib export writes it anew.", stacklevel=1)
