@@ -108,8 +108,9 @@ def check_file(path: str | Path, trust: bool = False, runtime: Runtime | None = 
     known, weights = entry.get("sha256"), entry.get("weights")
     if known != (file_hash(path) if known or kind in PROGRAMS else None):
         problem = "damaged, or not the file" if known else "a program, and not one"
+        problem += f" that {MANIFEST} beside it vouches for"
         remedy = "export it again, or pass trust=True if you trust whoever made it"
-        raise ModelFileError(f"{path}: refused, {problem} that {MANIFEST} vouches for; {remedy}.")
+        raise ModelFileError(f"{path}: refused, {problem}; {remedy}.")
     if weights and newest.is_file() and file_hash(newest) != weights:
         problem = f"of another training than {newest.name} beside it"
         warnings.warn(f"{path}: {problem}; python -m unetlib export writes it anew.", stacklevel=1)
