@@ -80,7 +80,6 @@ def best_model(val: pd.DataFrame) -> Path:
     if not found:
         raise ModelFileError(f"{folders.runs_dir()}: no model of these pictures; train one first.")
     best, (dice, path) = max(found.items(), key=lambda one: one[1])
-    load_model(path)  # or an error that names it
     print(f"model: {best}, Dice {dice:.4f} on these pictures, the best of {len(found)}")
     return path
 
