@@ -144,15 +144,11 @@ def scale(greys: np.ndarray) -> tuple[int, bool]:
 
 
 def image_size(image) -> tuple[int, int]:
-    """``(height, width)`` of an image (path, PIL or array) as it is seen, EXIF rotation applied."""
-    if isinstance(image, np.ndarray):
-        return image.shape[:2]
-    if not isinstance(image, Image.Image):
-        with Image.open(image) as opened:
-            return image_size(opened)
-    # On their side; of TIFF files Pillow gives the size as seen.
-    turned = image.format != "TIFF" and image.getexif().get(ORIENTATION, 1) > 4
-    return image.size if turned else image.size[::-1]
+    """``(height, width)`` of an image (path, PIL or array) as it is seen; raises as ``opening``."""
+    with opening(image) as opened:
+        # On their side; of TIFF files Pillow gives the size as seen.
+        turned = opened.format != "TIFF" and opened.getexif().get(ORIENTATION, 1) > 4
+        return opened.size if turned else opened.size[::-1]
 
 
 def sides(size: int | tuple[int, int]) -> tuple[int, int]:
