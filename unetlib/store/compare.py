@@ -30,14 +30,12 @@ def compare_runs(runs: Mapping[str, Run] | Iterable[Run] | None = None) -> pd.Da
     """
     if not isinstance(runs, Mapping):
         runs = {run.folder.name: run for run in (find_runs() if runs is None else runs)}
+    asked = pd.DataFrame([run.details["question"] for run in runs.values()], index=list(runs))
     settings = pd.DataFrame([vars(run.recipe) for run in runs.values()], index=list(runs))
-    for fact in ("data", "profile"):
-        settings[fact] = [run.details[fact] for run in runs.values()]
-    settings["best_by"] = [run.best_by for run in runs.values()]
-    codes = [run.details["question"]["code"] for run in runs.values()]
+    settings = settings.join(asked.reindex(columns=["data", "profile", "best_by"]))
     for setting in BUILT_IN if len(settings) else ():
         names = settings[setting].map(label)
-        hashes = pd.Series([code.get(setting) for code in codes], names.index, str)
+        hashes = asked["code"].str.get(setting).astype(str)
         several = hashes.groupby(names).transform("nunique") > 1
         settings[setting] = names.where(~several, names + " " + hashes.str[:4])
     differing = settings.loc[:, (settings.map(str).nunique() > 1) & (settings.columns != "epochs")]
