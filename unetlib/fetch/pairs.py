@@ -96,6 +96,5 @@ def files_in(folder: Path, suffixes: tuple[str, ...] = ("",)) -> list[Path]:
 
 def others_in(folder: Path) -> list[Problem]:
     """What else lies in a folder of pictures."""
-    others = sorted({*files_in(folder)} - {*files_in(folder, SUFFIXES)})
-    remedy = "save it as PNG, or move it"
-    return [Problem(str(path), "ignored: no picture", remedy) for path in others]
+    rest = sorted({*files_in(folder)} - {*files_in(folder, SUFFIXES)})
+    return [Problem(str(one), "ignored: no picture", "save it as PNG, or move it") for one in rest]

@@ -14,9 +14,7 @@ from unetlib.masks import load_coverage, rle_encode
 from unetlib.pictures import DataError, load_image, sides
 
 
-def write_subset(
-    source: str | Path, target: str | Path, cars: int, size=(320, 480), seed: int = 0
-) -> Path:
+def write_subset(source, target, cars: int, size=(320, 480), seed: int = 0) -> Path:
     """Write a downsampled part of a data set in the same layout, into the folder it returns.
 
     Photos are reduced by area averaging; a mask pixel is car if at least half of its area was, and

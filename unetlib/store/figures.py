@@ -35,8 +35,7 @@ def show_predictions(images, masks, probabilities, titles=None, threshold=0.5) -
         if not 0 <= np.min(one) <= np.max(one) <= 1:  # or nan
             raise ValueError("show_predictions: probabilities and threshold must be from 0 to 1.")
     colours = np.array([(1, 1, 1), to_rgb(CAR), to_rgb(MISSED), (0.75, 0.75, 0.75)])
-    pairs = zip(*rows[1:], strict=True)
-    rows.append([colours[2 * mask + (one > threshold)] for mask, one in pairs])
+    rows.append([colours[2 * mask + (p > threshold)] for mask, p in zip(*rows[1:], strict=True)])
     pictures = [picture for row in rows for picture in row]
     figure = show_images(pictures, ncols=columns, width=1.7 * columns + 0.5)
     for axis, title in zip(figure.axes, titles or [], strict=False):
