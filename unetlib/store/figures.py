@@ -7,7 +7,6 @@ from collections.abc import Iterable, Mapping
 
 import matplotlib.pyplot as plt
 import numpy as np
-import pandas as pd
 from IPython import get_ipython
 from IPython.display import DisplayHandle
 from matplotlib.colors import to_rgb
@@ -99,7 +98,7 @@ def plot_runs(runs: Mapping[str, Run] | Iterable[Run]) -> plt.Figure:
     return figure
 
 
-def plot_lr_find(table: pd.DataFrame) -> plt.Figure:
+def plot_lr_find(table) -> plt.Figure:
     """The range test of ``lr_find``; a tenth of the rate with the lowest smoothed loss is marked.
 
     Rates up to there are worth trying, it itself as the peak of a schedule.
@@ -120,16 +119,12 @@ def plot_lr_find(table: pd.DataFrame) -> plt.Figure:
 class LiveFigure:
     """A figure that grows with a training: ``fit(..., on_epoch=LiveFigure())``.
 
-    Loss and Dice so far, and the masks of up to 4 validation images as they sharpen. Outside of a
+    Loss and Dice so far, and the masks of two validation images as they sharpen. Outside of a
     notebook nothing is shown; ``draw`` makes the figure anywhere.
     """
 
-    COLUMNS = 6
-
-    def __init__(self, images: int = 2):
-        self.images = images
-        self.run: Run | None = None
-        self.masks: dict[int, np.ndarray] = {}
+    ROWS, COLUMNS = 2, 6
+    run: Run | None = None  # and ``masks``: its probabilities by epoch
 
     def __call__(self, run: Run) -> None:
         if self.run is None or run.folder != self.run.folder or len(run.history) == 1:
@@ -143,7 +138,7 @@ class LiveFigure:
     def draw(self) -> plt.Figure:
         """The figure as of now."""
         images, coverage, _ = self.run.preview
-        rows, columns = min(self.images, len(images)), min(self.COLUMNS, len(self.masks))
+        rows, columns = min(self.ROWS, len(images)), min(self.COLUMNS, len(self.masks))
         # Evenly spread, the first and the latest among them.
         spread = np.linspace(0, len(self.masks) - 1, columns).round().astype(int)
         figure = plt.figure(figsize=(8.5, 2.6 + 1.15 * rows), layout="constrained")
