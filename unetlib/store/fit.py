@@ -122,16 +122,13 @@ def _look_up(recipe: Recipe, question: dict, folder: Path) -> tuple[Run | None, 
             if held and len((state := load_state(run.folder))["history"]) < recipe.epochs:
                 print(f"run {folder.name}: goes on from {name}, epoch {len(state['history'])}")
                 return None, state
-    named = [(run, its) for run, its in alike if _names(run.recipe) == _names(recipe)]
+    names = [label(vars(recipe)[one]) for one in BUILT_IN]
+    named = [pair for pair in alike if [label(vars(pair[0].recipe)[s]) for s in BUILT_IN] == names]
     for run, its in [] if shorter else named[-1:]:  # the newest
         if changed := ", ".join(name for name in code if its.get(name) != code[name]):
             why = f"the code of {changed}, or what it uses, is not that of run {run.folder.name}"
             print(f"run {folder.name}: trained anew, {why}")
     return None, None
-
-
-def _names(recipe: Recipe) -> list[str]:
-    return [label(getattr(recipe, setting)) for setting in BUILT_IN]
 
 
 def _but_for_epochs_and_code(question: dict) -> dict:
