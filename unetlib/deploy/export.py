@@ -39,9 +39,7 @@ OPSET = 20
 CALIBRATION_IMAGES = 32
 
 
-def export_all(
-    run, output_dir=None, *, train: pd.DataFrame, val: pd.DataFrame, network=None
-) -> pd.DataFrame:
+def export_all(run, output_dir=None, *, train, val, network=None) -> pd.DataFrame:
     """Write a run's best model in every format and prove that they agree, in a fresh process
     unless the network is an own one.
 
