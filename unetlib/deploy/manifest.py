@@ -63,7 +63,7 @@ def read_manifest(folder: Path) -> dict[str, dict]:
         content = json.loads(path.read_bytes())
         if set(map(type, content.values())) <= {dict} and content.keys() <= {*FILES.values()}:
             return content
-    raise ModelFileError(f"{path}: damaged, or another program's; delete it, or use another folder.")
+    raise ModelFileError(f"{path}: damaged, or another program's; delete it or use another folder.")
 
 
 def exported_files(folder: Path) -> dict[str, Path]:
