@@ -52,9 +52,8 @@ class Profile:
         return samples[used | (not used.any())].reset_index(drop=True)
 
 
-_SMOKE_TEST = "a smoke test: a narrow net at 64x64 for 3 epochs, every fourth training angle"
 PROFILES = {
-    "ci": Profile("ci", _SMOKE_TEST, 4, 64, 3, 8, lr_factor=30.0),
+    "ci": Profile("ci", "a smoke test: a narrow net at 64x64 for 3 epochs", 4, 64, 3, 8, 30.0),
     "laptop": Profile("laptop", "the real model at 128x128, every second training angle", 2),
     "full": Profile("full", "the real model at 128x128, every picture", 1),
 }
