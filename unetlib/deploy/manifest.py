@@ -53,10 +53,7 @@ def write_manifest(folder: Path, files: Iterable[Path] | None = None) -> None:
 
 
 def read_manifest(folder: Path) -> dict[str, dict]:
-    """``manifest.json``'s entries by file name, none if there is none.
-
-    ModelFileError: it is damaged, or another program's, which ours would replace.
-    """
+    """``manifest.json``'s entries by file name, if any (ModelFileError: damaged, or not ours)."""
     if not (path := folder / MANIFEST).exists():
         return {}
     with suppress(OSError, ValueError, AttributeError):

@@ -15,13 +15,11 @@ Pair = tuple[Path, Path | None]  # a picture and its mask, if it has one
 
 
 def list_folder(root: Path) -> tuple[list[Pair], list[Problem], bool]:
-    """The images of a folder with their masks, what is wrong, and whether they are Carvana's cars.
-
-    By name alone. Where at least half of ``train/`` has Carvana's names, others are left out.
-    """
+    """A folder's images with their masks, what is wrong, and whether they are Carvana's cars."""
     images, masks = folders_in(root)
     photos, tests = (files_in(folder, SUFFIXES) for folder in (images, root / "test"))
     others, judged = {one for one in photos + tests if not CAR.fullmatch(one.stem)}, photos or tests
+    # Where at least half of train/ has Carvana's names, others are left out.
     cars = images.name.startswith("train") and 2 * len(others.intersection(judged)) <= len(judged)
     others = others if cars else set()
     kept = [path for path in photos if path not in others]

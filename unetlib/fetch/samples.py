@@ -122,10 +122,7 @@ def _inspect_once(pair: Pair, known: dict, mask_value: float | None) -> Finding:
 
 
 def inspect(pair: Pair, mask_value: float | None = None, codes: Mapping | None = None) -> Finding:
-    """Look into a mask and an image, which is decoded only if it lacks its end mark.
-
-    With ``codes``, run lengths by id, it always is, and the mask is compared with its code.
-    """
+    """Look into a mask and an image; with ``codes``, run lengths by id, as ``check`` does."""
     (image, mask), size, kind, problems, doubts = pair, None, None, [], []
     try:
         with opening(image) as opened:

@@ -1,7 +1,4 @@
-"""Runs, predictions -> figures: errors, histories, comparisons, one that grows with the training.
-
-As in ``plots``, every function returns its figure, closed.
-"""
+"""Runs, predictions -> figures, closed as those of ``plots``: errors, histories, comparisons."""
 
 from collections.abc import Iterable, Mapping
 

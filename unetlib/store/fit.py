@@ -233,19 +233,15 @@ def _preview(learner: Learner, val_set: CarvanaDataset) -> tuple[np.ndarray, ...
 
 @contextmanager
 def _alone(folder: Path, accelerator: Accelerator) -> Iterator[None]:
-    """Only one program at a time trains this run; another one waits for it and says so.
-
-    A program of several processes does not wait: the others would give up on the main process.
-    Where nothing can be written, a run that is there can still be looked up.
-    """
+    """Only one program at a time trains this run; another one waits for it and says so."""
     busy = f"run {folder.name}: being trained by another program"
-    several = accelerator.num_processes > 1
+    several = accelerator.num_processes > 1  # they would give up on a main process that waits
     wait = None if several else partial(print, f"{busy}; waiting for its lock")
     with ExitStack() as stack:
         try:
             if accelerator.is_main_process and not stack.enter_context(run_lock(folder, wait)):
                 raise TrainingError(f"{busy}; start again when it is done.")
         except OSError as error:
-            if not (folder / "history.csv").exists():
+            if not (folder / "history.csv").exists():  # else it can be looked up all the same
                 raise unwritable(error.filename or folder, error) from None
         yield
