@@ -177,7 +177,6 @@ def quantize_int8(onnx_path: str | Path, path: str | Path, calibration: np.ndarr
     Runtime has no 8-bit transposed convolution: those two stay float. ``calibration``: 16 to 64
     training images as the dataset gives them, float32 ``(N, C, H, W)``.
     """
-    description = onnx.load(onnx_path).metadata_props[0].value
     batches = iter([{"input": image[None]} for image in calibration])
     with TemporaryDirectory() as folder, whole_file(path) as part:
         prepared = Path(folder) / "prepared.onnx"
@@ -186,4 +185,4 @@ def quantize_int8(onnx_path: str | Path, path: str | Path, calibration: np.ndarr
         settings |= dict(activation_type=QuantType.QUInt8, weight_type=QuantType.QInt8)
         one_by_one = SimpleNamespace(get_next=partial(next, batches, None))
         quantize_static(prepared, part, one_by_one, **settings)
-        describe_onnx(part, description)
+        describe_onnx(part, onnx.load(onnx_path).metadata_props[0].value)
