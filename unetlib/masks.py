@@ -58,8 +58,7 @@ def load_coverage(path: str | Path, size, mask_value: float | None = None) -> np
     half of the pixel. ``size`` and errors: ``pictures.load_image``, ``load_mask``.
     """
     height, width = sides(size)
-    mask = load_mask(path, mask_value).astype(np.uint8) * 255
-    return shrink(Image.fromarray(mask), height, width)
+    return shrink(Image.fromarray(load_mask(path, mask_value)), height, width)
 
 
 def to_binary(mask: np.ndarray) -> np.ndarray:
