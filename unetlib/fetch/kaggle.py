@@ -73,13 +73,14 @@ def _find_archive(folder: Path, name: str) -> Path | None:
     return found
 
 
-def unpack(archive: Path, target: Path) -> None:
+def unpack(archive: str | Path, target: str | Path) -> None:
     """Unpack a zip archive into a folder.
 
     Files of the same content are kept, others are replaced, each when it is complete: a stopped
     call leaves no half file, and the next one continues.
     DataError: it is damaged, or too large: for the disk, or more than 100 times when unpacked.
     """
+    archive, target = Path(archive), Path(target)
     part, size = target / ".part", 0
     try:
         with zipfile.ZipFile(archive) as opened:
