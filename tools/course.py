@@ -129,7 +129,7 @@ def print_results() -> None:
     import unetlib
     from unetlib import Recipe, data_dir, find_runs, find_samples, models_dir, split_by_group
     from unetlib.recipe import BUILT_IN
-    from unetlib.store.question import name_of
+    from unetlib.support.code import label
     from unetlib.support.memory import fingerprint
 
     _, val = split_by_group(find_samples())
@@ -141,7 +141,7 @@ def print_results() -> None:
         if run.details["profile"] != profile.name or not run.details["data"].endswith(data):
             continue
         changed = [
-            f"{name} {name_of(value) if name in BUILT_IN else value}"
+            f"{name} {label(value) if name in BUILT_IN else value}"
             for name, value in vars(run.recipe).items()
             if value != baseline[name]
         ]

@@ -29,7 +29,7 @@ def find_samples(root: str | Path) -> pd.DataFrame:
 
 
 def row_of(image: Path, mask: Path | None = None) -> Row:
-    """An image's row; raises ``pictures.UNREADABLE`` where its size cannot be read."""
+    """An image's row (DataError: its size cannot be read)."""
     height, width = image_size(image)
     return image.stem, str(image), str(mask or ""), width, height
 

@@ -39,8 +39,7 @@ def read_mask(path: str | Path, mask_value: float | None = None) -> tuple[np.nda
         shown = stored.convert("L") if kept == "P" else stored
     if mask_value is not None and mask_value == mask_value:
         return np.asarray(stored) == mask_value, mask_value
-    counts = (image.getcolors(pixels) for image in (stored, shown))
-    values, greys = (sorted(value for _, value in one) for one in counts)
+    values, greys = (sorted(v for _, v in one.getcolors(pixels)) for one in (stored, shown))
     known = greys in ([255], [65535]) or 0 in greys
     if not known or several or len(values) > 2 or len(greys) < len(values):
         listed = ", ".join(f"{value:g}" for value in values[:10]) + ", ..." * (len(values) > 10)
@@ -52,17 +51,14 @@ def read_mask(path: str | Path, mask_value: float | None = None) -> tuple[np.nda
     return np.asarray(shown) != 0, min(greys[-1], 255) or None  # 65,535 is white, too
 
 
-def load_coverage(
-    path: str | Path, size: int | tuple[int, int], mask_value: float | None = None
-) -> np.ndarray:
+def load_coverage(path: str | Path, size, mask_value: float | None = None) -> np.ndarray:
     """Read a mask as area coverage: how much of each small pixel the object covers.
 
     uint8 array ``(height, width)``, 0 (none) to 255 (all); from 128 up the object covers at least
     half of the pixel. ``size`` and errors: ``pictures.load_image``, ``load_mask``.
     """
     height, width = sides(size)
-    mask = load_mask(path, mask_value).astype(np.uint8) * 255
-    return shrink(Image.fromarray(mask), height, width)
+    return shrink(Image.fromarray(load_mask(path, mask_value)), height, width)
 
 
 def to_binary(mask: np.ndarray) -> np.ndarray:

@@ -2,9 +2,7 @@
 
 import operator
 import os
-import struct
 import warnings
-import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import NamedTuple
@@ -15,9 +13,6 @@ from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
 Image.init()
 ORIENTATION = ExifTags.Base.Orientation
 SUFFIXES = tuple(sorted(end for end, kind in Image.EXTENSION.items() if kind in Image.OPEN))
-# All that Pillow was seen to raise while reading some 150,000 damaged pictures.
-UNREADABLE = (OSError, SyntaxError, ValueError, TypeError, LookupError, ArithmeticError, EOFError)
-UNREADABLE += (struct.error, zlib.error, Image.DecompressionBombError)
 
 
 class Problem(NamedTuple):
@@ -34,9 +29,7 @@ class Problem(NamedTuple):
 class DataError(ValueError):
     """The data cannot be used: one sentence that names the file and the remedy (``problem``)."""
 
-    def __init__(self, problem: str | Problem):
-        super().__init__(str(problem))
-        self.problem = problem
+    problem = property(lambda self: self.args[0])  # as text, or a ``Problem``
 
 
 def load_image(source, size: int | tuple[int, int], colour: bool = False) -> np.ndarray:
@@ -81,7 +74,9 @@ def opening(source) -> Iterator[Image.Image]:
             yield image
     except DataError as error:
         raise DataError(error.problem._replace(file=str(name))) from None
-    except (*UNREADABLE, AttributeError) as error:
+    except MemoryError:
+        raise
+    except Exception as error:  # damaged pictures make Pillow raise some ten kinds
         why = getattr(error, "strerror", None) or error
         if isinstance(error, UnidentifiedImageError):  # its own words name the file once more
             why = "no picture inside, or of an unknown kind"
@@ -146,15 +141,11 @@ def scale(greys: np.ndarray) -> tuple[int, bool]:
 
 
 def image_size(image) -> tuple[int, int]:
-    """``(height, width)`` of an image (path, PIL or array) as it is seen, EXIF rotation applied."""
-    if isinstance(image, np.ndarray):
-        return image.shape[:2]
-    if not isinstance(image, Image.Image):
-        with Image.open(image) as opened:
-            return image_size(opened)
-    # On their side; of TIFF files Pillow gives the size as seen.
-    turned = image.format != "TIFF" and image.getexif().get(ORIENTATION, 1) > 4
-    return image.size if turned else image.size[::-1]
+    """``(height, width)`` of an image (path, PIL or array) as it is seen; raises as ``opening``."""
+    with opening(image) as opened:
+        # On their side; of TIFF files Pillow gives the size as seen.
+        turned = opened.format != "TIFF" and opened.getexif().get(ORIENTATION, 1) > 4
+        return opened.size if turned else opened.size[::-1]
 
 
 def sides(size: int | tuple[int, int]) -> tuple[int, int]:

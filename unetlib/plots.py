@@ -7,17 +7,16 @@ from collections.abc import Sequence
 
 import matplotlib.pyplot as plt
 import numpy as np
-from matplotlib.axes import Axes
 from matplotlib.colors import ListedColormap
-from matplotlib.figure import Figure
 
 from unetlib.masks import to_binary
 
 CAR = "#0072B2"  # Okabe and Ito's blue and orange, told apart by colour-blind readers too
 MISSED = "#D55E00"
+BARE = dict(frame_on=False, xticks=[], yticks=[])  # axes around a picture
 
 
-def show_images(images: Sequence[np.ndarray], titles=None, ncols=4, width=8.5) -> Figure:
+def show_images(images: Sequence[np.ndarray], titles=None, ncols=4, width=8.5) -> plt.Figure:
     """A grid of images, ``(H, W)`` grey or ``(H, W, 3)``, uint8 or in [0, 1].
 
     ``titles`` stand above the images, ``ncols`` of them in a row; ``width``: of all, in inches.
@@ -27,10 +26,8 @@ def show_images(images: Sequence[np.ndarray], titles=None, ncols=4, width=8.5) -
     nrows = -(-len(arrays) // ncols)
     height, side = arrays[0].shape[:2]
     row_height = width / ncols * height / side + (0.3 if titles is not None else 0.05)
-    size = width, nrows * row_height
-    figure, axes = plt.subplots(nrows, ncols, figsize=size, squeeze=False, layout="tight")
-    for axis in axes.flat:
-        axis.axis("off")
+    how = dict(figsize=(width, nrows * row_height), squeeze=False, layout="tight")
+    figure, axes = plt.subplots(nrows, ncols, subplot_kw=BARE, **how)
     for index, (axis, array) in enumerate(zip(axes.flat, arrays, strict=False)):
         axis.imshow(array, cmap="gray", vmin=0, vmax=255 if array.dtype == np.uint8 else 1)
         if titles is not None:
@@ -39,7 +36,7 @@ def show_images(images: Sequence[np.ndarray], titles=None, ncols=4, width=8.5) -
     return figure
 
 
-def overlay(image: np.ndarray, mask: np.ndarray, ax: Axes | None = None) -> Figure:
+def overlay(image: np.ndarray, mask: np.ndarray, ax: plt.Axes | None = None) -> plt.Figure:
     """An image with its mask laid over it in colour, and the mask's outline.
 
     Args:

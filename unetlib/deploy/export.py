@@ -1,21 +1,14 @@
-"""A trained model -> files in every format, proven to agree::
-
-    pytorch       unet_model.pth            weights and architecture; loads without running code
-    torchscript   unet_model_torchjit.pth   a traced program (legacy: deprecated in PyTorch)
-    exported      unet_model_exported.pt2   the program of torch.export, TorchScript's successor
-    onnx          unet_model_onnx.onnx      for any runtime; one file
-    int8          unet_model_int8.onnx      the same, quantised: a quarter of the size
-    manifest.json                           SHA-256 of each: which programs may be opened
+"""A trained model -> files in every format (``manifest.FILES``), proven to agree.
 
 Every file carries image size, normalisation and threshold, so that it is enough to predict with.
 """
 
 import json
 import os
-import tempfile
 import warnings
 from functools import partial
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from types import SimpleNamespace
 
 import numpy as np
@@ -46,9 +39,7 @@ OPSET = 20
 CALIBRATION_IMAGES = 32
 
 
-def export_all(
-    run, output_dir=None, *, train: pd.DataFrame, val: pd.DataFrame, network=None
-) -> pd.DataFrame:
+def export_all(run, output_dir=None, *, train, val, network=None) -> pd.DataFrame:
     """Write a run's best model in every format and prove that they agree, in a fresh process
     unless the network is an own one.
 
@@ -73,15 +64,14 @@ def export_all(
     output_dir.mkdir(parents=True, exist_ok=True)
     read_manifest(output_dir)  # or an error, before any work
 
-    workshop = tempfile.TemporaryDirectory(dir=output_dir, prefix=".export-")
-    with workshop, folder_lock(output_dir):
-        folder = Path(workshop.name)
+    checkpoint = getattr(run, "checkpoint", run)
+    with TemporaryDirectory(dir=output_dir, prefix=".export-") as place, folder_lock(output_dir):
+        folder = Path(place)
         try:
-            table = _export_into(folder, getattr(run, "checkpoint", run), train, val, network)
+            table, tolerance = _export_into(folder, checkpoint, train, val, network)
         except OSError as error:
             problem = f"nothing exported, what was there stays ({error.strerror or error})"
             raise ModelFileError(f"{output_dir}: {problem}; choose another folder.") from None
-        tolerance = table.attrs["tolerance"]
         wrong = table[(table["format"] != "int8") & ~(table["max_abs_diff"] <= tolerance)]
         if len(wrong):
             problem = f"over {tolerance:g} in probability from PyTorch, so nothing is exported"
@@ -89,14 +79,14 @@ def export_all(
         # Only now do files of an earlier export go. The manifest that vouches for them comes last.
         for file in [*table["file"], MANIFEST]:
             os.replace(folder / file, output_dir / file)
-    remedy = "train longer and export again, and use the fp32 files until then"
     for row in table[table["note"] != ""].itertuples():
-        lost = f"loses {-row.dice_difference:.3f} Dice, as undertrained models do"
-        warnings.warn(f"{output_dir / row.file}: {lost}; {remedy}.", stacklevel=2)
+        lost = f"loses {-row.dice_difference:.3f} Dice; train longer, use the fp32 files until then"
+        warnings.warn(f"{output_dir / row.file}: {lost}.", stacklevel=2)
     return table
 
 
-def _export_into(folder: Path, checkpoint, train, val, network) -> pd.DataFrame:
+def _export_into(folder: Path, checkpoint, train, val, network) -> tuple[pd.DataFrame, float]:
+    """The table of ``parity``, and by how much the float formats may differ in probability."""
     model, content = load_model(checkpoint, network)
     size, threshold, colour = (content[name] for name in ("size", "threshold", "colour"))
     every = max(1, len(train) // CALIBRATION_IMAGES)
@@ -107,7 +97,7 @@ def _export_into(folder: Path, checkpoint, train, val, network) -> pd.DataFrame:
     try:
         name = "pytorch"
         with evaluating(model):
-            shape, logits = (2, 1, *sides(size)), model(_example(size, colour))
+            shape, logits = (2, 1, *sides(size)), model(*_inputs(model, size, colour)["args"])
         if logits.shape != shape or not logits.is_floating_point():
             raise ValueError(f"it makes {tuple(logits.shape)} {logits.dtype}, not {shape} floats")
         for name, step in tqdm(steps.items(), "exporting"):
@@ -123,17 +113,12 @@ def _export_into(folder: Path, checkpoint, train, val, network) -> pd.DataFrame:
         problem = f"{type(model).__name__} cannot be exported as {name} ({why})"
         raise ModelFileError(f"{checkpoint}: {problem}; change its forward.") from error
     write_manifest(folder)
-    table, tolerance = folder / "table.pickle", TOLERANCE
     if content["network"]:  # another process lacks its class
-        found = parity(folder, val, network)
         logits = dataset_logits(model, CarvanaDataset(val, size, colour=colour))
-        tolerance = max(TOLERANCE, 1e-6 * logits.abs().max().item())
-    else:
-        val.to_pickle(table)
-        in_a_fresh_process(PARITY, str(folder), str(table), what=folder)
-        found = pd.read_pickle(table)  # ours, so it is safe to open
-    found.attrs["tolerance"] = tolerance
-    return found
+        return parity(folder, val, network), max(TOLERANCE, 1e-6 * logits.abs().max().item())
+    val.to_pickle(table := folder / "table.pickle")
+    in_a_fresh_process(PARITY, str(folder), str(table), what=folder)
+    return pd.read_pickle(table), TOLERANCE  # ours, so it is safe to open
 
 
 PARITY = f"""
@@ -143,24 +128,21 @@ parity(sys.argv[1], pandas.read_pickle(sys.argv[2])).to_pickle(sys.argv[2])
 """
 
 
-def _example(size: int | tuple[int, int], colour: bool) -> torch.Tensor:
-    return torch.zeros(2, 3 if colour else 1, *sides(size), dtype=torch.float32, device="cpu")
+def _inputs(model: nn.Module, size, colour: bool) -> dict:
+    """An example, and the sizes that programs leave open: batch, and a U-Net's height and width."""
+    example = torch.zeros(2, 3 if colour else 1, *sides(size), dtype=torch.float32, device="cpu")
+    free = {0: Dim("batch")}
+    if as_built(model):
+        free |= {2: model.stride * Dim("rows", min=1), 3: model.stride * Dim("columns", min=1)}
+    return dict(args=(example,), dynamic_shapes=(free,))
 
 
 def export_torchscript(model: nn.Module, path, size, threshold=0.5, colour=False) -> None:
     """Trace a model into a TorchScript file (program and weights), which many still load."""
     about = {METADATA_KEY: json.dumps(description(size, threshold, colour))}
     with evaluating(model), warnings.catch_warnings(action="ignore", category=FutureWarning):
-        traced = torch.jit.trace(model, _example(size, colour))
+        traced = torch.jit.trace(model, _inputs(model, size, colour)["args"])
         save_atomically(traced, path, partial(torch.jit.save, _extra_files=about))
-
-
-def _open_sizes(model: nn.Module) -> tuple[dict]:
-    """The dimensions that exported programs leave open: batch, and a U-Net's height and width."""
-    if not as_built(model):
-        return ({0: Dim("batch")},)
-    height, width = (model.stride * Dim(name, min=1) for name in ("rows", "columns"))
-    return ({0: Dim("batch"), 2: height, 3: width},)
 
 
 def export_program(model: nn.Module, path: str | Path, size, threshold=0.5, colour=False) -> None:
@@ -169,8 +151,7 @@ def export_program(model: nn.Module, path: str | Path, size, threshold=0.5, colo
     """
     about = {METADATA_KEY: json.dumps(description(size, threshold, colour))}
     with evaluating(model):
-        example = (_example(size, colour),)
-        program = torch.export.export(model, example, dynamic_shapes=_open_sizes(model))
+        program = torch.export.export(model, **_inputs(model, size, colour))
     for node in program.graph.nodes:
         node.meta.pop("stack_trace", None)  # it names this computer's folders
     save_atomically(program, path, partial(torch.export.save, extra_files=about))
@@ -183,8 +164,7 @@ def export_onnx(model: nn.Module, path: str | Path, size, threshold=0.5, colour=
     settings = dict(opset_version=OPSET, external_data=False, verbose=False)
     settings |= dict(input_names=["input"], output_names=["logits"])
     with whole_file(path) as part, evaluating(model):
-        example = (_example(size, colour),)
-        torch.onnx.export(model, example, part, dynamic_shapes=_open_sizes(model), **settings)
+        torch.onnx.export(model, f=part, **_inputs(model, size, colour), **settings)
         describe_onnx(part, json.dumps(description(size, threshold, colour)))
 
 
@@ -197,13 +177,12 @@ def quantize_int8(onnx_path: str | Path, path: str | Path, calibration: np.ndarr
     Runtime has no 8-bit transposed convolution: those two stay float. ``calibration``: 16 to 64
     training images as the dataset gives them, float32 ``(N, C, H, W)``.
     """
-    description = onnx.load(onnx_path).metadata_props[0].value
     batches = iter([{"input": image[None]} for image in calibration])
-    with tempfile.TemporaryDirectory() as folder, whole_file(path) as part:
+    with TemporaryDirectory() as folder, whole_file(path) as part:
         prepared = Path(folder) / "prepared.onnx"
         quant_pre_process(onnx_path, prepared, skip_symbolic_shape=True)
         settings = dict(quant_format=QuantFormat.QDQ, per_channel=True, reduce_range=True)
         settings |= dict(activation_type=QuantType.QUInt8, weight_type=QuantType.QInt8)
         one_by_one = SimpleNamespace(get_next=partial(next, batches, None))
         quantize_static(prepared, part, one_by_one, **settings)
-        describe_onnx(part, description)
+        describe_onnx(part, onnx.load(onnx_path).metadata_props[0].value)

@@ -10,6 +10,7 @@ import json
 import warnings
 import zipfile
 from collections.abc import Iterable
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 from typing import Literal
@@ -19,11 +20,11 @@ from unetlib.support.errors import ModelFileError
 from unetlib.support.files import file_hash, locked, whole_file
 
 FILES = {
-    "pytorch": "unet_model.pth",
-    "torchscript": "unet_model_torchjit.pth",
-    "exported": "unet_model_exported.pt2",
-    "onnx": "unet_model_onnx.onnx",
-    "int8": "unet_model_int8.onnx",
+    "pytorch": "unet_model.pth",  # weights and architecture; loads without running code
+    "torchscript": "unet_model_torchjit.pth",  # a traced program (legacy: deprecated in PyTorch)
+    "exported": "unet_model_exported.pt2",  # the program of torch.export, TorchScript's successor
+    "onnx": "unet_model_onnx.onnx",  # for any runtime; one file
+    "int8": "unet_model_int8.onnx",  # the same, quantised: a quarter of the size
 }
 PROGRAMS = ("torchscript", "exported")
 Runtime = Literal["openvino", "compile"]
@@ -52,21 +53,14 @@ def write_manifest(folder: Path, files: Iterable[Path] | None = None) -> None:
 
 
 def read_manifest(folder: Path) -> dict[str, dict]:
-    """``manifest.json``'s entries by file name, none if there is none.
-
-    ModelFileError: it is damaged, or another program's, which ours would replace.
-    """
-    path = folder / MANIFEST
-    try:
+    """``manifest.json``'s entries by file name, if any (ModelFileError: damaged, or not ours)."""
+    if not (path := folder / MANIFEST).exists():
+        return {}
+    with suppress(OSError, ValueError, AttributeError):
         content = json.loads(path.read_bytes())
         if set(map(type, content.values())) <= {dict} and content.keys() <= {*FILES.values()}:
             return content
-        problem = "another program's"
-    except FileNotFoundError:
-        return {}
-    except (OSError, ValueError, AttributeError):
-        problem = "damaged"
-    raise ModelFileError(f"{path}: {problem}, so kept; delete it, or take another folder.")
+    raise ModelFileError(f"{path}: damaged, or another program's; delete it or use another folder.")
 
 
 def exported_files(folder: Path) -> dict[str, Path]:

@@ -15,7 +15,7 @@ import os
 import shutil
 import sys
 import uuid
-from collections import ChainMap, deque
+from collections import deque
 from collections.abc import Callable, Iterable
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
@@ -143,7 +143,7 @@ class _Job:
         try:  # one list for all, whatever happens to the images meanwhile
             (self.results,) = broadcast_object_list([self.results])
             self._predict_share()
-            self.problems = dict(ChainMap(*gather_object([self.problems])))
+            self.problems = dict(gather_object([*self.problems.items()]))
             if not self.processes.is_main_process:
                 return []
             left_out = [(str(one), why) for one in self.results if (why := self.problems.get(one))]
@@ -227,9 +227,7 @@ class _Job:
 
 def _is_whole(part: Path) -> bool:
     """Whether a result is there; a power failure may leave zeros, or less."""
-    with suppress(FileNotFoundError):
-        return part.read_bytes()[-1:] in (b"\n", b"\x82")
-    return False
+    return part.exists() and part.read_bytes()[-1:] in (b"\n", b"\x82")
 
 
 def _write_csv(path: Path, header: str, rows: Iterable[tuple[str, str]]) -> None:

@@ -16,9 +16,8 @@ ARCHIVES = ("train.zip", "train_masks.zip", "train_masks.csv.zip", "metadata.csv
 FULL_SET = (5088, 318)  # photos with masks, cars
 MAX_RATIO = 100  # tables shrink about four-fold in a zip, a zip bomb a thousand-fold and more
 SILENCE = 60  # seconds without a byte after which the server is given up
-TOKEN = "put a token of https://www.kaggle.com/settings into KAGGLE_API_TOKEN or the file "
-TOKEN += "~/.kaggle/access_token, and accept the competition's rules at "
-TOKEN += f"https://www.kaggle.com/c/{COMPETITION}/rules"
+TOKEN = f"accept the rules at https://www.kaggle.com/c/{COMPETITION}/rules, and put a token of "
+TOKEN += "https://www.kaggle.com/settings into KAGGLE_API_TOKEN or the file ~/.kaggle/access_token"
 AGAIN = "check network and disk (KAGGLEHUB_CACHE names another), and start the same command again; "
 AGAIN += "or fetch the archives in a browser and use `python -m unetlib download --from FOLDER`"
 

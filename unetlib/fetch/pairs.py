@@ -15,13 +15,11 @@ Pair = tuple[Path, Path | None]  # a picture and its mask, if it has one
 
 
 def list_folder(root: Path) -> tuple[list[Pair], list[Problem], bool]:
-    """The images of a folder with their masks, what is wrong, and whether they are Carvana's cars.
-
-    By name alone. Where at least half of ``train/`` has Carvana's names, others are left out.
-    """
+    """A folder's images with their masks, what is wrong, and whether they are Carvana's cars."""
     images, masks = folders_in(root)
     photos, tests = (files_in(folder, SUFFIXES) for folder in (images, root / "test"))
     others, judged = {one for one in photos + tests if not CAR.fullmatch(one.stem)}, photos or tests
+    # Where at least half of train/ has Carvana's names, others are left out.
     cars = images.name.startswith("train") and 2 * len(others.intersection(judged)) <= len(judged)
     others = others if cars else set()
     kept = [path for path in photos if path not in others]
@@ -59,8 +57,7 @@ def pair_up(images: list[Path], masks: list[Path]) -> tuple[list[Pair], list[Pro
         ending = name[next(ends, 0) :]
         if ending != name and not ending[:1].isdigit():  # leaf1 does not begin leaf12
             endings.append(ending)
-    counts = Counter(sorted(endings))
-    (common, most), *others = counts.most_common(2) or [("", 0)]
+    (common, most), *others = Counter(sorted(endings)).most_common(2) or [("", 0)]
     if others and others[0][1] == most:
         what = f"as many masks end in {common!r} as in {others[0][0]!r}: which are right?"
         return [], [Problem(str(masks[0].parent), what, "move the others to another folder")]
@@ -97,6 +94,5 @@ def files_in(folder: Path, suffixes: tuple[str, ...] = ("",)) -> list[Path]:
 
 def others_in(folder: Path) -> list[Problem]:
     """What else lies in a folder of pictures."""
-    others = sorted({*files_in(folder)} - {*files_in(folder, SUFFIXES)})
-    remedy = "save it as PNG, or move it"
-    return [Problem(str(path), "ignored: no picture", remedy) for path in others]
+    rest = sorted({*files_in(folder)} - {*files_in(folder, SUFFIXES)})
+    return [Problem(str(one), "ignored: no picture", "save it as PNG, or move it") for one in rest]

@@ -2,7 +2,7 @@
 
 import glob
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from numbers import Real
@@ -15,7 +15,7 @@ from tqdm.auto import tqdm
 from unetlib.carvana import Row, row_of, sample_table
 from unetlib.fetch.pairs import Pair, files_in, folders_in, list_folder, others_in, pair_up
 from unetlib.fetch.tables import RECREATE, read_table, summarize, warn_of
-from unetlib.masks import load_mask, read_mask, rle_decode
+from unetlib.masks import read_mask, rle_decode
 from unetlib.pictures import ORIENTATION, SUFFIXES, DataError, Problem, image_size, opening, scale
 from unetlib.support import folders
 from unetlib.support.memory import recall, remembered
@@ -121,12 +121,12 @@ def _inspect_once(pair: Pair, known: dict, mask_value: float | None) -> Finding:
     return row, [Problem(*doubt) for doubt in doubts], kind
 
 
-def inspect(pair: Pair, mask_value: float | None = None, whole: bool = False) -> Finding:
-    """Look into a mask and an image, which is decoded if ``whole`` or if it lacks its end mark."""
+def inspect(pair: Pair, mask_value: float | None = None, codes: Mapping | None = None) -> Finding:
+    """Look into a mask and an image; with ``codes``, run lengths by id, as ``check`` does."""
     (image, mask), size, kind, problems, doubts = pair, None, None, [], []
     try:
         with opening(image) as opened:
-            if whole or not _ends_well(image):
+            if codes is not None or not _ends_well(image):
                 opened.load()
             if opened.mode[0] in "IF" and scale(np.asarray(opened))[1]:
                 doubt = "kept, but dark: its greys use under a quarter of its bits"
@@ -150,6 +150,13 @@ def inspect(pair: Pair, mask_value: float | None = None, whole: bool = False) ->
     elif mask and pixels.all() == pixels.any():
         doubt = f"kept, but all {'white: only' if pixels.all() else 'black: no'} object"
         doubts.append(Problem(str(mask), doubt, "compare it with the photo"))
+    if mask and codes is not None and image.stem in codes and not problems:
+        try:
+            if wrong := (rle_decode(codes[image.stem], *pixels.shape) != pixels).sum():
+                raise DataError(f"differs from {mask.name} in {wrong} pixels")
+        except DataError as error:
+            table, what = str(mask.parent.with_suffix(".csv")), str(error).rstrip(".")
+            doubts.append(Problem(table, f"row {image.stem}: {what}", RECREATE))
     return None if problems else row_of(*pair), problems + doubts, kind
 
 
@@ -172,7 +179,7 @@ def check(root: str | Path | None = None) -> pd.DataFrame:
     rles, problems = read_table(rles_csv, "img", "rle_mask")
     cars, found = read_table(cars_csv, "id")
     codes = {} if rles is None else rles.set_index("id")["rle_mask"]
-    samples = collect(list_folder(root), partial(_inspect_whole, codes=codes))
+    samples = collect(list_folder(root), partial(inspect, codes=codes))
     problems += found + samples.attrs["problems"]
     if rles is not None:
         missing = set(samples.loc[samples["mask"] != "", "id"]) - set(rles["id"])
@@ -184,19 +191,3 @@ def check(root: str | Path | None = None) -> pd.DataFrame:
         problems += summarize(cars_csv, missing, "car(s) without a line", "add a line for each")
     seen = [one._replace(file=Path(one.file).relative_to(root).as_posix()) for one in problems]
     return pd.DataFrame(seen, columns=Problem._fields)
-
-
-def _inspect_whole(pair: Pair, codes: pd.Series | dict) -> Finding:
-    """``inspect`` with the photo decoded whole and the mask compared with its run-length code."""
-    (image, path), (row, problems, kind) = pair, inspect(pair, whole=True)
-    if row and path and image.stem in codes:
-        mask = load_mask(path)
-        try:
-            wrong = (rle_decode(codes[image.stem], *mask.shape) != mask).sum()
-            problem = f"differs from {path.name} in {wrong} pixels" if wrong else ""
-        except DataError as error:
-            problem = str(error).rstrip(".")
-        if problem:
-            table = str(path.parent.with_suffix(".csv"))
-            problems.append(Problem(table, f"row {image.stem}: {problem}", RECREATE))
-    return row, problems, kind

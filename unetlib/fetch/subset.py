@@ -14,9 +14,7 @@ from unetlib.masks import load_coverage, rle_encode
 from unetlib.pictures import DataError, load_image, sides
 
 
-def write_subset(
-    source: str | Path, target: str | Path, cars: int, size=(320, 480), seed: int = 0
-) -> Path:
+def write_subset(source, target, cars: int, size=(320, 480), seed: int = 0) -> Path:
     """Write a downsampled part of a data set in the same layout, into the folder it returns.
 
     Photos are reduced by area averaging; a mask pixel is car if at least half of its area was, and
@@ -41,8 +39,7 @@ def write_subset(
         raise DataError(f"{source} has {most} {what}: ask for 1 or more of them, not {cars}.")
     chosen = []
     for rows, count in ((samples[has_mask], cars), (samples[~has_mask], cars // 4)):
-        names = np.array(sorted(rows["car"].unique()), dtype=object)
-        chosen += list(np.random.default_rng(seed).permutation(names)[:count])
+        chosen += [*np.random.default_rng(seed).permutation(sorted({*rows["car"]}))[:count]]
     rows = samples[samples["car"].isin(chosen)]
     target.parent.mkdir(parents=True, exist_ok=True)
     with TemporaryDirectory(prefix=f".{target.name}-", dir=target.parent) as temporary:

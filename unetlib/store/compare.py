@@ -8,9 +8,9 @@ import numpy as np
 import pandas as pd
 
 from unetlib.recipe import BUILT_IN, PRETRAINED, Recipe
-from unetlib.store.question import name_of
 from unetlib.store.runs import HISTORY, Run, find_runs, run_lock
 from unetlib.support import folders
+from unetlib.support.code import label
 from unetlib.support.errors import ModelFileError, RunError
 from unetlib.support.memory import fingerprint
 from unetlib.support.profile import profile
@@ -30,14 +30,12 @@ def compare_runs(runs: Mapping[str, Run] | Iterable[Run] | None = None) -> pd.Da
     """
     if not isinstance(runs, Mapping):
         runs = {run.folder.name: run for run in (find_runs() if runs is None else runs)}
+    asked = pd.DataFrame([run.details["question"] for run in runs.values()], index=list(runs))
     settings = pd.DataFrame([vars(run.recipe) for run in runs.values()], index=list(runs))
-    for fact in ("data", "profile"):
-        settings[fact] = [run.details[fact] for run in runs.values()]
-    settings["best_by"] = [run.best_by for run in runs.values()]
-    codes = [run.details["question"]["code"] for run in runs.values()]
+    settings = settings.join(asked.reindex(columns=["data", "profile", "best_by"]))
     for setting in BUILT_IN if len(settings) else ():
-        names = settings[setting].map(name_of)
-        hashes = pd.Series([code.get(setting) for code in codes], names.index, str)
+        names = settings[setting].map(label)
+        hashes = asked["code"].str.get(setting).astype(str)
         several = hashes.groupby(names).transform("nunique") > 1
         settings[setting] = names.where(~several, names + " " + hashes.str[:4])
     differing = settings.loc[:, (settings.map(str).nunique() > 1) & (settings.columns != "epochs")]
@@ -80,7 +78,6 @@ def best_model(val: pd.DataFrame) -> Path:
     if not found:
         raise ModelFileError(f"{folders.runs_dir()}: no model of these pictures; train one first.")
     best, (dice, path) = max(found.items(), key=lambda one: one[1])
-    load_model(path)  # or an error that names it
     print(f"model: {best}, Dice {dice:.4f} on these pictures, the best of {len(found)}")
     return path
 

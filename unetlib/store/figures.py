@@ -1,27 +1,21 @@
-"""Runs, predictions -> figures: errors, histories, comparisons, one that grows with the training.
-
-As in ``plots``, every function returns its figure, closed.
-"""
+"""Runs, predictions -> figures, closed as those of ``plots``: errors, histories, comparisons."""
 
 from collections.abc import Iterable, Mapping
 
 import matplotlib.pyplot as plt
 import numpy as np
-import pandas as pd
 from IPython import get_ipython
 from IPython.display import DisplayHandle
-from matplotlib.axes import Axes
 from matplotlib.colors import to_rgb
-from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from unetlib.masks import to_binary
-from unetlib.plots import CAR, MISSED, show_images
+from unetlib.plots import BARE, CAR, MISSED, show_images
 from unetlib.store.compare import compare_runs
 from unetlib.store.runs import HISTORY, Run
 
 
-def show_predictions(images, masks, probabilities, titles=None, threshold=0.5) -> Figure:
+def show_predictions(images, masks, probabilities, titles=None, threshold=0.5) -> plt.Figure:
     """A column per image: input, true mask, probability, and where the thresholded mask errs.
 
     In the last row, orange pixels are car that was missed, blue ones background taken for car.
@@ -37,21 +31,19 @@ def show_predictions(images, masks, probabilities, titles=None, threshold=0.5) -
         if not 0 <= np.min(one) <= np.max(one) <= 1:  # or nan
             raise ValueError("show_predictions: probabilities and threshold must be from 0 to 1.")
     colours = np.array([(1, 1, 1), to_rgb(CAR), to_rgb(MISSED), (0.75, 0.75, 0.75)])
-    pairs = zip(*rows[1:], strict=True)
-    rows.append([colours[2 * mask + (one > threshold)] for mask, one in pairs])
+    rows.append([colours[2 * mask + (p > threshold)] for mask, p in zip(*rows[1:], strict=True)])
     pictures = [picture for row in rows for picture in row]
     figure = show_images(pictures, ncols=columns, width=1.7 * columns + 0.5)
     for axis, title in zip(figure.axes, titles or [], strict=False):
         axis.set_title(title)
     labels = ("input", "truth", "probability", "errors")
     for axis, label in zip(figure.axes[::columns], labels, strict=True):
-        place = dict(transform=axis.transAxes, rotation=90, ha="right", va="center")
-        axis.text(-0.05, 0.5, label, **place)
+        axis.set_ylabel(label)
     figure.supxlabel("orange: missed\nblue: too much", fontsize="medium")
     return figure
 
 
-def plot_history(runs: Run | Mapping[str, Run]) -> Figure:
+def plot_history(runs: Run | Mapping[str, Run]) -> plt.Figure:
     """Loss and validation Dice over the epochs, of one run or of several by name."""
     runs = {"": runs} if isinstance(runs, Run) else runs
     figure, axes = plt.subplots(1, 2, figsize=(8.5, 3.2), layout="tight")
@@ -60,7 +52,7 @@ def plot_history(runs: Run | Mapping[str, Run]) -> Figure:
     return figure
 
 
-def _draw_history(left: Axes, right: Axes, runs: Mapping[str, Run]) -> None:
+def _draw_history(left: plt.Axes, right: plt.Axes, runs: Mapping[str, Run]) -> None:
     for colour, (name, run) in enumerate(runs.items()):
         epochs, style = run.history["epoch"], dict(color=f"C{colour}", marker=".")
         left.plot(epochs, run.history["train_loss"], label=f"{name} train".strip(), **style)
@@ -77,7 +69,7 @@ def _draw_history(left: Axes, right: Axes, runs: Mapping[str, Run]) -> None:
         axis.xaxis.set_major_locator(MaxNLocator(integer=True))
 
 
-def plot_runs(runs: Mapping[str, Run] | Iterable[Run]) -> Figure:
+def plot_runs(runs: Mapping[str, Run] | Iterable[Run]) -> plt.Figure:
     """Validation Dice of several runs, over the epochs and over the seconds, in one figure.
 
     Runs without a name are labelled by the settings in which they differ, and their folder.
@@ -103,7 +95,7 @@ def plot_runs(runs: Mapping[str, Run] | Iterable[Run]) -> Figure:
     return figure
 
 
-def plot_lr_find(table: pd.DataFrame) -> Figure:
+def plot_lr_find(table) -> plt.Figure:
     """The range test of ``lr_find``; a tenth of the rate with the lowest smoothed loss is marked.
 
     Rates up to there are worth trying, it itself as the peak of a schedule.
@@ -124,16 +116,12 @@ def plot_lr_find(table: pd.DataFrame) -> Figure:
 class LiveFigure:
     """A figure that grows with a training: ``fit(..., on_epoch=LiveFigure())``.
 
-    Loss and Dice so far, and the masks of up to 4 validation images as they sharpen. Outside of a
+    Loss and Dice so far, and the masks of two validation images as they sharpen. Outside of a
     notebook nothing is shown; ``draw`` makes the figure anywhere.
     """
 
-    COLUMNS = 6
-
-    def __init__(self, images: int = 2):
-        self.images = images
-        self.run: Run | None = None
-        self.masks: dict[int, np.ndarray] = {}
+    ROWS, COLUMNS = 2, 6
+    run: Run | None = None  # and ``masks``: its probabilities by epoch
 
     def __call__(self, run: Run) -> None:
         if self.run is None or run.folder != self.run.folder or len(run.history) == 1:
@@ -144,10 +132,10 @@ class LiveFigure:
         if hasattr(get_ipython(), "kernel"):
             show(self.draw())
 
-    def draw(self) -> Figure:
+    def draw(self) -> plt.Figure:
         """The figure as of now."""
         images, coverage, _ = self.run.preview
-        rows, columns = min(self.images, len(images)), min(self.COLUMNS, len(self.masks))
+        rows, columns = min(self.ROWS, len(images)), min(self.COLUMNS, len(self.masks))
         # Evenly spread, the first and the latest among them.
         spread = np.linspace(0, len(self.masks) - 1, columns).round().astype(int)
         figure = plt.figure(figsize=(8.5, 2.6 + 1.15 * rows), layout="constrained")
@@ -156,9 +144,7 @@ class LiveFigure:
         _draw_history(*axes, {"": self.run})
         plt.setp(axes, xlim=(0.5, self.run.recipe.epochs + 0.5))
         axes[1].set_title(f"Validation Dice: {self.run.history['val_dice'].iloc[-1]:.4f}")
-        axes = strips.subplots(rows, self.COLUMNS + 2, squeeze=False)
-        for axis in axes.flat:
-            axis.axis("off")
+        axes = strips.subplots(rows, self.COLUMNS + 2, squeeze=False, subplot_kw=BARE)
         shown = {0: ("photo", images / 255), -1: ("truth", coverage / 255)}
         for column, epoch in enumerate(np.array([*self.masks])[spread], 1):
             shown[column] = f"epoch {epoch}", self.masks[epoch]

@@ -1,14 +1,11 @@
-"""Recipe -> Run: look for an earlier run, go on or begin, keep what the training loop yields.
-
-Started by ``torchrun`` or ``accelerate launch``, several processes each compute a share of every
-batch: their number changes the speed, but see ``SharedLearner`` on batch normalisation.
-"""
+"""Recipe -> Run: look for an earlier run, go on or begin, keep what the training loop yields."""
 
 import math
 import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -27,9 +24,10 @@ from unetlib.pictures import DataError
 from unetlib.recipe import BUILT_IN, Recipe
 from unetlib.store.checkpoint import load_state, restore, unwritable, write_run, write_tables
 from unetlib.store.model_file import weights_named
-from unetlib.store.question import code_hash, name_of, question_of
+from unetlib.store.question import question_of
 from unetlib.store.runs import HISTORY, Run, find_runs, load_run, run_folder, run_lock
 from unetlib.support.cache import decode_once
+from unetlib.support.code import code_hash, label
 from unetlib.support.memory import fingerprint, pair_hashes
 from unetlib.support.processes import SharedLearner, settle_batch_size, start_accelerator
 from unetlib.support.speed import memory_kept, out_of_memory_named
@@ -124,7 +122,8 @@ def _look_up(recipe: Recipe, question: dict, folder: Path) -> tuple[Run | None, 
             if held and len((state := load_state(run.folder))["history"]) < recipe.epochs:
                 print(f"run {folder.name}: goes on from {name}, epoch {len(state['history'])}")
                 return None, state
-    named = [(run, its) for run, its in alike if _names(run.recipe) == _names(recipe)]
+    names = [label(vars(recipe)[one]) for one in BUILT_IN]
+    named = [pair for pair in alike if [label(vars(pair[0].recipe)[s]) for s in BUILT_IN] == names]
     for run, its in [] if shorter else named[-1:]:  # the newest
         if changed := ", ".join(name for name in code if its.get(name) != code[name]):
             why = f"the code of {changed}, or what it uses, is not that of run {run.folder.name}"
@@ -132,13 +131,8 @@ def _look_up(recipe: Recipe, question: dict, folder: Path) -> tuple[Run | None, 
     return None, None
 
 
-def _names(recipe: Recipe) -> list[str]:
-    return [name_of(getattr(recipe, setting)) for setting in BUILT_IN]
-
-
 def _but_for_epochs_and_code(question: dict) -> dict:
-    settings = {name: one for name, one in question["settings"].items() if name != "epochs"}
-    return question | dict(settings=settings, code=None)
+    return question | dict(settings=question["settings"] | dict(epochs=None), code=None)
 
 
 def _score_kept(run: Run, val: pd.DataFrame, metrics: Mapping[str, Callable]) -> None:
@@ -175,10 +169,8 @@ def _train(recipe, train_rows, val_rows, question, state, on_epoch, metrics, acc
     if main and (twice := {*pair_hashes(train_rows)}.intersection(pair_hashes(val_rows))):
         what = f"{len(twice)} pictures are in train and in val: scores say little of new ones"
         warnings.warn(f"{what}; see split_by_group.", stacklevel=3)
-    if state is None:
-        batch_size, lr = settle_batch_size(recipe, len(train_rows), accelerator)
-    else:
-        batch_size, lr = state["batch_size"], state["lr"]
+    settled = state and (state["batch_size"], state["lr"])
+    batch_size, lr = settled or settle_batch_size(recipe, len(train_rows), accelerator)
     steps = recipe.epochs * math.ceil(len(train_rows) / batch_size)
     with weights_named(recipe.start_from):
         several = accelerator.num_processes > 1
@@ -188,9 +180,8 @@ def _train(recipe, train_rows, val_rows, question, state, on_epoch, metrics, acc
     if metrics:  # tried before an epoch is lost
         for val_set in val_sets.values():
             evaluate(learner.model, val_set, metrics=metrics, rows=range(1))
-    versions = dict(unetlib=__version__, torch=str(torch.__version__))
-    details = dict(question=question, versions=versions)
-    details |= {name: question[name] for name in ("profile", "data")}
+    details = dict(question=question, profile=question["profile"], data=question["data"])
+    details |= dict(versions=dict(unetlib=__version__, torch=str(torch.__version__)))
     details |= dict(batch_size=batch_size, lr=lr, precision=learner.precision, device=str(device))
     details |= dict(processes=accelerator.num_processes, train_images=len(train_rows))
     details |= dict(train_ids=list(train_rows["id"]), val_ids=list(val_rows["id"]))
@@ -242,23 +233,15 @@ def _preview(learner: Learner, val_set: CarvanaDataset) -> tuple[np.ndarray, ...
 
 @contextmanager
 def _alone(folder: Path, accelerator: Accelerator) -> Iterator[None]:
-    """Only one program at a time trains this run; another one waits for it and says so.
-
-    A program of several processes does not wait: the others would give up on the main process.
-    Where nothing can be written, a run that is there can still be looked up.
-    """
-
-    def say(lock: Path) -> None:
-        busy = f"run {folder.name}: being trained by another program"
-        if accelerator.num_processes > 1:
-            raise TrainingError(f"{busy}; start again when it is done.")
-        print(f"{busy}; waiting for its lock {lock}")
-
+    """Only one program at a time trains this run; another one waits for it and says so."""
+    busy = f"run {folder.name}: being trained by another program"
+    several = accelerator.num_processes > 1  # they would give up on a main process that waits
+    wait = None if several else partial(print, f"{busy}; waiting for its lock")
     with ExitStack() as stack:
         try:
-            if accelerator.is_main_process:
-                stack.enter_context(run_lock(folder, on_wait=say))
+            if accelerator.is_main_process and not stack.enter_context(run_lock(folder, wait)):
+                raise TrainingError(f"{busy}; start again when it is done.")
         except OSError as error:
-            if not (folder / "history.csv").exists():
+            if not (folder / "history.csv").exists():  # else it can be looked up all the same
                 raise unwritable(error.filename or folder, error) from None
         yield

@@ -87,8 +87,7 @@ def load_plain(path: str | Path) -> dict:
     try:
         with zipfile.ZipFile(path) as archive:
             # A part marked as a folder has no content for PyTorch, which then uses any memory.
-            marked = any(part.external_attr for part in archive.infolist())
-            if marked or archive.testzip() is not None:
+            if any(part.external_attr for part in archive.infolist()) or archive.testzip():
                 raise zipfile.BadZipFile
         return dict(torch.load(path, map_location="cpu", weights_only=True))
     except FileNotFoundError:

@@ -21,6 +21,7 @@ class MissingCode:
     setting: str
     name: str
     code: str
+    __name__ = property(lambda self: self.name)  # what tables show, as of a function
 
     def __call__(self, *_, **__):
         remedy = f"define it, and pass it: Recipe({self.setting}={self.name})"
@@ -32,13 +33,8 @@ def stored(run) -> dict:
     settings, code = dict(vars(run.recipe)), run.details["question"]["code"]
     for setting, names in BUILT_IN.items():
         if (value := settings[setting]) not in names:
-            settings[setting] = dict(name=name_of(value), code=code[setting])
+            settings[setting] = dict(name=label(value), code=code[setting])
     return settings
-
-
-def name_of(value) -> str:
-    """What tables call a setting that takes code."""
-    return value.name if isinstance(value, MissingCode) else label(value)
 
 
 def restored(settings: dict) -> Recipe:
@@ -65,10 +61,10 @@ def question_of(recipe: Recipe, data: str, best_by: tuple[str, str], metrics: Ma
         settings["start_from"] = hashlib.sha256(path.read_bytes()).hexdigest()[:16]
     code = {"training": code_hash((train, Learner, SharedLearner, CarvanaDataset))}
     for setting in BUILT_IN:
-        value = getattr(recipe, setting)
-        if not isinstance(value, MissingCode):  # by name, the U-Net also gets the recipe's settings
-            value = MissingCode("", "", code_hash((value == "unet", resolve(setting, value))))
-        code[setting] = value.code
+        value = resolve(setting, named := getattr(recipe, setting))
+        missing = isinstance(value, MissingCode)
+        # By name, the U-Net also gets the recipe's settings.
+        code[setting] = value.code if missing else code_hash((named == "unet", value))
     if best_by[0] in metrics:
         code["best_by"] = code_hash(metrics[best_by[0]])
     question = dict(format=FORMAT, settings=settings, code=code, best_by=list(best_by))

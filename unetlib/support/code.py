@@ -117,13 +117,9 @@ def _take_apart(thing) -> tuple[str, list[tuple[str, object]]]:
         if package:
             return f"class {home} {thing.__qualname__} {package}", []
         own = thing.__qualname__ + "."  # torch also puts a wrapped `step` of a base class here
-        members = [
-            (name, part)
-            for name, part in vars(thing).items()
-            if not name.startswith(_NO_BEHAVIOUR)
-            and not (hasattr(part, "hooked") and not part.__qualname__.startswith(own))
-        ]
-        return "class", [("", kind), ("", thing.__bases__), *sorted(members)]
+        its = [one for one in sorted(vars(thing).items()) if not one[0].startswith(_NO_BEHAVIOUR)]
+        its = [(n, p) for n, p in its if not hasattr(p, "hooked") or p.__qualname__.startswith(own)]
+        return "class", [("", kind), ("", thing.__bases__), *its]
     if hasattr(kind, "untyped_storage"):  # a tensor
         raw = thing.detach().cpu().contiguous().reshape(-1).view(sys.modules["torch"].uint8).numpy()
         return f"{thing.dtype} {thing.shape} {thing.requires_grad}", [("", kind), ("", raw)]

@@ -2,7 +2,6 @@
 
 import hashlib
 import os
-import sys
 import time
 import uuid
 from collections.abc import Callable, Iterator
@@ -31,8 +30,8 @@ def whole_file(path: str | Path) -> Iterator[Path]:
         yield part
         with open(part, "rb+") as file:
             os.fsync(file.fileno())
-        for wait in (0.1, 0.5, 2) if sys.platform == "win32" else ():
-            with suppress(PermissionError):  # while another program reads the old file
+        for wait in (0.1, 0.5, 2):
+            with suppress(PermissionError):  # on Windows, while another program reads the old file
                 os.replace(part, path)
                 return
             time.sleep(wait)

@@ -56,10 +56,7 @@ def stamp(path: str | Path) -> list[int]:
 
 
 def file_hashes(paths: Iterable[str]) -> list[str]:
-    """SHA-256 of each file, 64 hex digits ("" for no path; DataError: gone, or may not be read).
-
-    What has not changed is not read again.
-    """
+    """SHA-256 of each file, 64 hex digits ("" for no path), remembered (DataError: unreadable)."""
 
     def look_up(path: str) -> str:
         return path and recall(known, path, [path], partial(file_hash, path))

@@ -30,8 +30,7 @@ class Profile:
         free = is_unet and recipe.start_from != str(PRETRAINED)  # these weights have their widths
         narrow = min(1, self.max_width / recipe.widths[0]) if free else 1
         epochs = min(recipe.epochs, self.max_epochs)
-        half = -(-recipe.half_size_epochs * epochs // recipe.epochs)  # rounded up
-        half = min(half, epochs - 1)
+        half = min(-(-recipe.half_size_epochs * epochs // recipe.epochs), epochs - 1)  # rounded up
         least = 2 ** len(recipe.widths) * (2 if half else 1)  # what a deep network needs
         step = (recipe.stride if is_unet else 32) * (2 if half else 1)  # own ones often need 32
         height, width = sides(recipe.size)
@@ -52,9 +51,8 @@ class Profile:
         return samples[used | (not used.any())].reset_index(drop=True)
 
 
-_SMOKE_TEST = "a smoke test: a narrow net at 64x64 for 3 epochs, every fourth training angle"
 PROFILES = {
-    "ci": Profile("ci", _SMOKE_TEST, 4, 64, 3, 8, lr_factor=30.0),
+    "ci": Profile("ci", "a smoke test: a narrow net at 64x64 for 3 epochs", 4, 64, 3, 8, 30.0),
     "laptop": Profile("laptop", "the real model at 128x128, every second training angle", 2),
     "full": Profile("full", "the real model at 128x128, every picture", 1),
 }
