@@ -28,7 +28,6 @@ from unetlib.recipe import PRETRAINED
 
 PROJECT = REPOSITORY / "pyproject.toml"
 PHOTO = min((REPOSITORY / "data" / "sample" / "test").iterdir())
-
 WHERE = """
 import os, unetlib
 from unetlib.support.folders import SOLUTION
@@ -44,12 +43,13 @@ InteractiveShell.instance().run_cell(sys.argv[1])
 """
 
 
-def make_environment(folder: Path) -> Path:
-    """Its Python, which finds all packages of the running one but what is editable there."""
+def make_environment(folder: Path, borrow: bool = True) -> Path:
+    """Its Python, which borrows all packages of the running one but what is editable there."""
     subprocess.run([sys.executable, "-m", "venv", "--without-pip", folder], check=True)
     paths = sysconfig.get_paths(vars=dict(base=str(folder), platbase=str(folder)))
-    borrowed = sorted({sysconfig.get_path(kind) for kind in ("purelib", "platlib")})
-    Path(paths["purelib"], "borrowed.pth").write_text("\n".join(borrowed))
+    if borrow:
+        lent = sorted({sysconfig.get_path(kind) for kind in ("purelib", "platlib")})
+        Path(paths["purelib"], "borrowed.pth").write_text("\n".join(lent))
     return Path(paths["scripts"]) / "python"
 
 
@@ -60,7 +60,7 @@ def install(python: Path, wheel: Path, *options: str) -> None:
 
 def outside(**more: str) -> dict[str, str]:
     """Environment variables without what a test or a reader has set for the repository."""
-    ours = ("PYTHONPATH", "UNETLIB_DATA", "UNETLIB_HOME", "UNETLIB_PROFILE")
+    ours = ("PYTHONPATH", "JPY_PARENT_PID", "UNETLIB_DATA", "UNETLIB_HOME")
     kept = {name: value for name, value in os.environ.items() if name not in ours}
     return kept | dict(OMP_NUM_THREADS="1", UNETLIB_PROFILE="ci") | more
 
@@ -102,13 +102,11 @@ def installed(wheel, tmp_path_factory):
 def test_the_wheel_holds_the_package_the_small_pictures_and_the_weights(wheel):
     with zipfile.ZipFile(wheel) as opened:
         held = {name for name in opened.namelist() if ".dist-info/" not in name}
-    package, data = REPOSITORY / "unetlib", REPOSITORY / "data"
-    parts = [data / name for name in ("sample", "pretrained", "solution")]
-    files = {path.relative_to(REPOSITORY) for path in package.rglob("*") if path.is_file()}
-    files |= {
-        "unetlib" / one.relative_to(REPOSITORY) for part in parts for one in part.rglob("*.*")
-    }
-    expected = {path.as_posix() for path in files if "__pycache__" not in path.parts}
+    found = list((REPOSITORY / "unetlib").rglob("*.*"))
+    for part in ("sample", "pretrained", "solution"):
+        found += (REPOSITORY / "data" / part).rglob("*.*")
+    files = [path.relative_to(REPOSITORY) for path in found if "__pycache__" not in path.parts]
+    expected = {"unetlib/" * (one.parts[0] == "data") + one.as_posix() for one in files}
     assert held == expected | {"unetlib/data/README.md", "unetlib/notebooks/ablations.csv"}
     assert wheel.stat().st_size < 30e6 and f"-{unetlib.__version__}-" in wheel.name
 
@@ -133,16 +131,16 @@ def check_installed(python: Path, folder: Path) -> None:
 
 
 def test_outside_of_the_repository_the_first_notebook_and_predict_run(installed, tmp_path):
-    check_installed(installed, tmp_path)
+    check_installed(installed, tmp_path.resolve())
 
 
 @pytest.mark.slow
 def test_installed_with_all_that_it_needs_it_runs_too(wheel, tmp_path):
-    subprocess.run([sys.executable, "-m", "venv", tmp_path / "env"], check=True)
-    python = tmp_path / "env" / "bin" / "python"
+    python = make_environment(tmp_path / "env", borrow=False)
     install(python, wheel, "--constraint", str(REPOSITORY / "constraints.txt"))
-    (tmp_path / "work").mkdir()
-    check_installed(python, tmp_path / "work")
+    work = tmp_path.resolve() / "work"
+    work.mkdir()
+    check_installed(python, work)
 
 
 @pytest.mark.fault("the full-size car where unetlib is installed", "said, with the remedy")
@@ -209,12 +207,12 @@ def test_the_address_is_that_of_pyproject_everywhere(path, tmp_path):
 
 @pytest.fixture
 def clone(tmp_path):
-    """A small clone: the package, one notebook and the pictures."""
-    folder = tmp_path / "clone"
-    shutil.copytree(REPOSITORY / "unetlib", folder / "unetlib")
-    shutil.copytree(REPOSITORY / "data" / "sample", folder / "data" / "sample")
+    """A small clone: the package, the pictures, and a data set beside the notebooks."""
+    folder = tmp_path.resolve() / "clone"
+    for part in ("unetlib", "data/sample", "data/solution"):
+        shutil.copytree(REPOSITORY / part, folder / part)
     shutil.copy(PROJECT, folder)
-    (folder / "notebooks").mkdir()
+    (folder / "notebooks" / "cars").mkdir(parents=True)
     return folder
 
 
@@ -228,15 +226,12 @@ def clone(tmp_path):
 )
 def test_a_kernel_of_vs_code_or_pycharm_finds_the_clone(clone, variables, data, runs):
     """It stands in the notebook's folder, and no Jupyter is there to ask where it was started."""
-    (clone / "notebooks" / "cars").mkdir()
-    first = nbformat.read(NOTEBOOKS[0], as_version=4).cells[1]
-    cells = [first, new_code_cell("print(__import__('os').environ.get('JPY_PARENT_PID'))")]
-    notebook = new_notebook(cells=[*cells, new_code_cell(WHERE.replace("assert SOLUTION", "#"))])
+    parent = new_code_cell("print(__import__('os').environ.get('JPY_PARENT_PID'))")
+    first = new_code_cell(first_cell(NOTEBOOKS[0]))
+    notebook = new_notebook(cells=[parent, first, new_code_cell(WHERE)])
     variables = variables | dict(PYTHONPATH=str(clone))
-    shown, parent, places = execute(
-        Path(sys.executable), notebook, clone / "notebooks", **variables
-    )
-    assert shown.splitlines()[1].startswith(f"data: {Path(data).name}") and parent == "None\n"
-    module, *found, here = places.strip().split("|")
+    shown = execute(Path(sys.executable), notebook, clone / "notebooks", **variables)
+    assert shown[0] == "None\n" and shown[1].splitlines()[1].startswith(f"data: {Path(data).name}")
+    module, *found, here = shown[2].strip().split("|")
     assert (Path(module).parents[1], Path(here)) == (clone, clone / "notebooks")
     assert [Path(one) for one in found] == [clone / data, clone / runs]
