@@ -77,7 +77,10 @@ def execute(python: Path, notebook, cwd: Path, **more: str) -> list[str]:
     where = dict(metadata=dict(path=str(cwd)))
     options = dict(timeout=300, resources=where, extra_arguments=["--log-level=40"])
     client = NotebookClient(notebook, km=manager, **options)
-    client.execute(env=outside(**more), independent=True)
+    try:
+        client.execute(env=outside(**more), independent=True)
+    finally:
+        manager.shutdown_kernel(now=True)
     code = [cell for cell in notebook.cells if cell.cell_type == "code"]
     return ["".join(output.get("text", "") for output in cell.outputs) for cell in code]
 

@@ -32,7 +32,7 @@ from tqdm.auto import tqdm
 
 from unetlib.dataset import CarvanaDataset, to_tensor
 from unetlib.deploy.compare import TOLERANCE, in_a_fresh_process, parity
-from unetlib.deploy.formats import METADATA_KEY, describe_onnx
+from unetlib.deploy.formats import METADATA_KEY, describe_onnx, hushed
 from unetlib.deploy.manifest import FILES, MANIFEST, folder_lock, read_manifest, write_manifest
 from unetlib.metrics import dataset_logits
 from unetlib.model import evaluating
@@ -150,7 +150,7 @@ def _example(size: int | tuple[int, int], colour: bool) -> torch.Tensor:
 def export_torchscript(model: nn.Module, path, size, threshold=0.5, colour=False) -> None:
     """Trace a model into a TorchScript file (program and weights), which many still load."""
     about = {METADATA_KEY: json.dumps(description(size, threshold, colour))}
-    with evaluating(model), warnings.catch_warnings(action="ignore", category=FutureWarning):
+    with evaluating(model), hushed():
         traced = torch.jit.trace(model, _example(size, colour))
         save_atomically(traced, path, partial(torch.jit.save, _extra_files=about))
 
@@ -182,7 +182,7 @@ def export_onnx(model: nn.Module, path: str | Path, size, threshold=0.5, colour=
     """
     settings = dict(opset_version=OPSET, external_data=False, verbose=False)
     settings |= dict(input_names=["input"], output_names=["logits"])
-    with whole_file(path) as part, evaluating(model):
+    with whole_file(path) as part, evaluating(model), hushed():
         example = (_example(size, colour),)
         torch.onnx.export(model, example, part, dynamic_shapes=_open_sizes(model), **settings)
         describe_onnx(part, json.dumps(description(size, threshold, colour)))
