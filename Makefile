@@ -103,7 +103,7 @@ ablations: $(STAMP) ## train the compared recipes again, three seeds each, into 
 
 # REAL=FOLDER also judges them on real cars, which are never trained on.
 pretrained: $(STAMP) ## render further cars, train data/pretrained anew, write its card (hours on a CPU)
-	@$(PIP) install --quiet $(CONSTRAINED) --editable ".[$(EXTRAS),studio]"
+	@$(PIP) install --quiet $(CONSTRAINED) --editable ".[lab,$(EXTRAS),studio]"
 	@$(PY) tools/pretrained.py $(if $(REAL),--real "$(REAL)")
 
 lab: $(STAMP) ## open the notebooks in JupyterLab: copies to work in, in my-notebooks/
@@ -131,7 +131,7 @@ lint: $(STAMP) ## ruff over code and notebooks
 wheelhouse: $(VENV)/made ## download all packages for this kind of computer into wheelhouse/
 	@$(call torch,download --dest wheelhouse)
 	@$(PIP) download --dest wheelhouse --find-links wheelhouse --constraint constraints.txt \
-		--progress-bar off "setuptools>=77" ".[$(EXTRAS)]"
+		--progress-bar off hatchling editables ".[lab,$(EXTRAS)]"
 	@rm -f wheelhouse/unetlib-*
 	@echo "wheelhouse/ is complete: copy it next to the Makefile elsewhere, then make OFFLINE=1 setup"
 
@@ -141,8 +141,8 @@ lock: $(VENV)/made ## renew constraints.txt from pyproject.toml with the newest 
 		'# One version of every package, for Linux, macOS (arm64) and Windows, Python 3.11 to 3.14.' \
 		'# Made from pyproject.toml by `make lock`; do not edit.' > build/constraints.txt
 	@build/lock/bin/uv pip compile --quiet --universal --python-version 3.11 \
-		--fork-strategy fewest --extra dev --extra openvino --extra browser --extra site \
-		--no-header --no-annotate --no-emit-index-url \
+		--fork-strategy fewest --extra lab --extra dev --extra openvino --extra browser \
+		--extra site --no-header --no-annotate --no-emit-index-url \
 		--no-emit-find-links pyproject.toml >> build/constraints.txt
 	@mv build/constraints.txt constraints.txt
 
@@ -155,7 +155,7 @@ clean: ## remove build/, runs/, models/ and caches; .venv, data and my-notebooks
 $(STAMP): $(VENV)/made pyproject.toml constraints.txt
 	@$(call torch,install)
 	@echo "Installing the packages into $(VENV) (some minutes the first time) ..."
-	@$(PIP) install $(CONSTRAINED) --editable ".[$(EXTRAS)]"
+	@$(PIP) install $(CONSTRAINED) --editable ".[lab,$(EXTRAS)]"
 	@touch $@
 
 # A Python qualifies if all packages are made for it (requires-python in pyproject.toml) and it can

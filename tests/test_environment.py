@@ -23,11 +23,19 @@ SYSTEMS = {
     "macOS": {"sys_platform": "darwin", "platform_system": "Darwin", "platform_machine": "arm64"},
     "Windows": {"sys_platform": "win32", "platform_system": "Windows", "platform_machine": "AMD64"},
 }
+# Of what the course needs, what Colab's image of 2026-08-19 has, with Python 3.13
+# (https://github.com/googlecolab/backend-info); the rest is installed into it.
+COLAB = """
+accelerate 1.14.0, filelock 3.32.3, ipykernel 6.17.1, ipython 7.34.0, ipywidgets 7.7.1,
+kagglehub 1.0.2, matplotlib 3.10.0, numpy 2.1.3, pandas 2.2.3, pillow 11.3.0, psutil 5.9.5,
+requests 2.32.4, torch 2.11.0+cu128, torchvision 0.26.0+cu128, tqdm 4.67.3
+"""
 
 
 def direct_requirements():
     extras = PROJECT["optional-dependencies"]
-    listed = PROJECT["dependencies"] + extras["dev"] + extras["browser"] + extras["site"]
+    listed = PROJECT["dependencies"] + extras["lab"] + extras["dev"]
+    listed += extras["browser"] + extras["site"]
     return [Requirement(line) for line in listed]
 
 
@@ -35,7 +43,7 @@ def test_conda_installs_this_project_and_names_no_package_itself():
     environment = yaml.safe_load((REPOSITORY / "environment.yml").read_text())
     *conda, pip = environment["dependencies"]
     assert conda == [f"python{PROJECT['requires-python']}", "pip"]
-    assert pip == {"pip": ["-e .[dev]"]}
+    assert pip == {"pip": ["-e .[dev,lab]"]}
 
 
 @pytest.mark.parametrize("system", SYSTEMS)
@@ -58,6 +66,14 @@ def test_each_dependency_has_one_pin_within_its_bounds(system, python):
 def test_every_dependency_has_a_lower_bound():
     for requirement in direct_requirements():
         assert [bound.operator for bound in requirement.specifier] == [">="], str(requirement)
+
+
+def test_colab_keeps_all_that_it_has():
+    bounds = {one.name: one.specifier for one in map(Requirement, PROJECT["dependencies"])}
+    installed = dict(one.split() for one in COLAB.split(","))
+    changed = [name for name, version in installed.items() if version not in bounds[name]]
+    assert changed == []
+    assert set(bounds) - set(installed) == {"onnx", "onnxruntime", "onnxscript", "tyro"}
 
 
 def test_constraints_name_no_package_index():

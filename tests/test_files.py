@@ -3,10 +3,12 @@
 import os
 import random
 import signal
+from importlib.metadata import version
 from pathlib import Path
 
 import pytest
 from other_process import FORKS, in_another_process, start
+from packaging.version import Version
 
 from unetlib.support.files import locked, whole_file
 
@@ -134,4 +136,6 @@ def test_a_stop_leaves_no_lock_behind(tmp_path):
     stops, blocked = in_another_process(stop_at_random_moments, tmp_path, 2000)
     assert stops > 400
     # Python can be stopped on the very way into a finally: about once in some thousands of these.
-    assert blocked < stops / 200
+    # filelock itself can be stopped there before 4.2.4, which Colab has.
+    safe = Version(version("filelock")) >= Version("4.2.4")
+    assert blocked < stops / (200 if safe else 10)

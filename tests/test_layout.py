@@ -5,8 +5,6 @@ import os
 import shutil
 import subprocess
 import sys
-import tomllib
-import zipfile
 from pathlib import Path
 
 import pytest
@@ -112,23 +110,6 @@ print(*{"torch", "pandas", "numpy", "PIL"} & set(sys.modules))
     assert set(unetlib.__all__) <= set(found)
     with pytest.raises(AttributeError, match="no_such_name"):
         _ = unetlib.no_such_name
-
-
-@pytest.mark.slow
-def test_the_wheel_holds_every_file_of_the_package(tmp_path):
-    command = [sys.executable, "-m", "pip", "wheel", "--quiet", "--no-deps", "--wheel-dir"]
-    source = tmp_path / "source"  # building leaves files beside the sources
-    source.mkdir()
-    for name in ("pyproject.toml", "README.md", "LICENSE"):
-        shutil.copy(PACKAGE.parent / name, source)
-    shutil.copytree(PACKAGE, source / "unetlib")
-    subprocess.run([*command, tmp_path, source], check=True)
-    (wheel,) = tmp_path.glob("*.whl")
-    with zipfile.ZipFile(wheel) as opened:
-        held = {name for name in opened.namelist() if name.endswith(".py")}
-    assert held == {path.relative_to(PACKAGE.parent).as_posix() for path in FILES}
-    project = tomllib.loads((source / "pyproject.toml").read_text())["project"]
-    assert "version" in project["dynamic"] and f"-{unetlib.__version__}-" in wheel.name
 
 
 @pytest.mark.fault("installed without a repository around", "results in the current folder")

@@ -9,6 +9,7 @@ import sys
 import time
 from pathlib import Path
 
+import address
 import copies
 import nbformat
 from copies import write
@@ -30,6 +31,7 @@ COMMANDS = {
     "run": "run them and write copies and pages to build/",
     "refresh": "run them and write the outputs back",
     "glossary": "write notebooks/glossary.md from their bold terms",
+    "address": "write the repository's address of pyproject.toml into them and README.md",
     "copies": f"write copies to work in to {copies.FOLDER}/, never over changed ones",
     "handout": "write copies without outputs and solutions to build/handout",
 }
@@ -175,6 +177,8 @@ def main() -> int:
     match arguments.command:
         case "glossary":
             (NOTEBOOKS / "glossary.md").write_text(glossary(paths), encoding="utf-8")
+        case "address":
+            address.renew(Path("pyproject.toml"), [*paths, Path("README.md")])
         case "copies":
             renew_copies(paths)
         case "handout":

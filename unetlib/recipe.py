@@ -23,7 +23,9 @@ TABLES = dict(network="model.NETWORKS", augment="dataset.AUGMENTATIONS", loss="l
 TABLES |= dict(optimizer="training.OPTIMIZERS", schedule="training.SCHEDULES")
 NO_NUMBER = dict(batch_size="auto", patience=None)  # what may stand in place of an integer
 OF_THE_UNET = ("widths", "batch_norm", "skips", "up_kernel")
-PRETRAINED = Path(__file__).resolve().parents[1] / "data" / "pretrained" / "unet_model.pth"
+_HERE = Path(__file__).resolve().parent  # data/ lies beside it or, where it is installed, in it
+_DATA = _HERE / "data" if (_HERE / "data").is_dir() else _HERE.parent / "data"
+PRETRAINED = _DATA / "pretrained" / "unet_model.pth"
 LARGEST_SEED = 10**14  # times 20,000, still a valid seed for PyTorch: each epoch has its own
 
 

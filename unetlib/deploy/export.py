@@ -25,7 +25,7 @@ from tqdm.auto import tqdm
 
 from unetlib.dataset import CarvanaDataset, to_tensor
 from unetlib.deploy.compare import TOLERANCE, in_a_fresh_process, parity
-from unetlib.deploy.formats import METADATA_KEY, describe_onnx
+from unetlib.deploy.formats import METADATA_KEY, describe_onnx, hushed
 from unetlib.deploy.manifest import FILES, MANIFEST, folder_lock, read_manifest, write_manifest
 from unetlib.metrics import dataset_logits
 from unetlib.model import evaluating
@@ -140,7 +140,7 @@ def _inputs(model: nn.Module, size, colour: bool) -> dict:
 def export_torchscript(model: nn.Module, path, size, threshold=0.5, colour=False) -> None:
     """Trace a model into a TorchScript file (program and weights), which many still load."""
     about = {METADATA_KEY: json.dumps(description(size, threshold, colour))}
-    with evaluating(model), warnings.catch_warnings(action="ignore", category=FutureWarning):
+    with evaluating(model), hushed():
         traced = torch.jit.trace(model, _inputs(model, size, colour)["args"])
         save_atomically(traced, path, partial(torch.jit.save, _extra_files=about))
 
@@ -163,7 +163,7 @@ def export_onnx(model: nn.Module, path: str | Path, size, threshold=0.5, colour=
     """
     settings = dict(opset_version=OPSET, external_data=False, verbose=False)
     settings |= dict(input_names=["input"], output_names=["logits"])
-    with whole_file(path) as part, evaluating(model):
+    with whole_file(path) as part, evaluating(model), hushed():
         torch.onnx.export(model, f=part, **_inputs(model, size, colour), **settings)
         describe_onnx(part, json.dumps(description(size, threshold, colour)))
 

@@ -3,7 +3,8 @@
 import json
 import logging
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from functools import cache
 from importlib.util import find_spec
 from pathlib import Path
@@ -19,6 +20,15 @@ from unetlib.store.model_file import load_model
 
 METADATA_KEY = "unetlib"
 Logits = Callable[[np.ndarray], np.ndarray]
+
+
+@contextmanager
+def hushed() -> Iterator[None]:
+    """Without what PyTorch says about its own future: TorchScript is old, for example."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)
+        warnings.simplefilter("ignore", DeprecationWarning)  # so some versions say it
+        yield
 
 
 def describe_onnx(path: Path, description: str) -> None:
@@ -54,7 +64,7 @@ def open_torch(
     itself: ``format``, ``size``, ``threshold``.
     """
     about = {METADATA_KEY: "{}"}
-    with warnings.catch_warnings(action="ignore", category=FutureWarning):  # TorchScript is old
+    with hushed():
         if kind == "pytorch":
             model, info = load_model(path, network)
         elif kind == "exported":

@@ -29,11 +29,11 @@ def download(target=None, test=False, source=None) -> Path:
     an incomplete data set.
 
     Args:
-        target: the folder to fill; None: ``data/carvana`` in the repository.
+        target: the folder to fill; None: ``data/carvana`` in the clone, or the current folder.
         test: also fetch and unpack ``test.zip`` (100,064 photos, several GB).
         source: a folder that holds the archives, perhaps of some of the cars; None: Kaggle.
     """
-    target = Path(target or folders.REPOSITORY / "data" / "carvana").resolve()
+    target = Path(target or folders.RESULTS / "data" / "carvana").resolve()
     for name in (*ARCHIVES, "test.zip") if test else ARCHIVES:
         archive = _fetch(name) if source is None else _find_archive(Path(source), name)
         if archive is not None:

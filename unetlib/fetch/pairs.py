@@ -7,6 +7,7 @@ from glob import glob
 from pathlib import Path
 
 from unetlib.pictures import SUFFIXES, Problem
+from unetlib.support import folders
 
 FOLDERS = ("train", "train_masks"), ("train_hq", "train_masks")
 FOLDERS += ("images", "masks"), ("images", "labels"), ("imgs", "masks")
@@ -41,7 +42,10 @@ def list_folder(root: Path) -> tuple[list[Pair], list[Problem], bool]:
         what = "no images here that you may see" if os.path.isdir(root) else "no such folder"
         near = [one for one in (root.parent, *here) if all(map(files_in, folders_in(one)))]
         right = near[0] if near else "photos in train/ or images/, masks in train_masks/ or masks/"
-        problems = [Problem(str(root), what, f"point --data or UNETLIB_DATA at {right}")]
+        remedy = f"point --data or UNETLIB_DATA at {right}"
+        if root.parent == folders.PACKAGE / "data":  # of the full-size car, which a wheel lacks
+            remedy = "pip installs no full-size pictures: copy the folder there from a clone"
+        problems = [Problem(str(root), what, remedy)]
     return pairs, problems, cars
 
 

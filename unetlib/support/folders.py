@@ -1,13 +1,15 @@
 """Environment -> folders: ``UNETLIB_DATA`` names a data set, ``UNETLIB_HOME`` where results go;
-unset: the embedded set, and the repository or, where there is none, the current folder.
+unset: the embedded set, and the clone or, where unetlib is installed, the current folder.
 """
 
 import os
 from contextlib import suppress
 from pathlib import Path
 
-AROUND = Path(__file__).resolve().parents[2]  # site-packages, if installed as a wheel
-REPOSITORY = AROUND if (AROUND / "pyproject.toml").is_file() else Path.cwd()
+PACKAGE = Path(__file__).resolve().parents[1]
+CLONED = (PACKAGE.parent / "pyproject.toml").is_file() and not (PACKAGE / "data").is_dir()
+REPOSITORY = PACKAGE.parent if CLONED else PACKAGE  # what holds data/: a wheel brings it along
+RESULTS = REPOSITORY if CLONED else Path.cwd()
 SOLUTION = REPOSITORY / "data" / "solution" / "solution.csv"  # of the embedded set's test pictures
 
 
@@ -16,6 +18,7 @@ def _named_by(variable: str, default: Path) -> Path:
 
     A relative one counts from where the command was typed: a notebook's kernel runs in the
     notebook's own folder, but the process that launched it (Jupyter, nbval) still stands there.
+    VS Code says of none: then it counts from the notebook's folder.
     """
     value = os.environ.get(variable, "").strip()
     if not value:
@@ -33,13 +36,13 @@ def data_dir() -> Path:
     """The data set's folder: ``UNETLIB_DATA`` or ``data/sample`` (FileNotFoundError: missing)."""
     folder = _named_by("UNETLIB_DATA", REPOSITORY / "data" / "sample")
     if not folder.is_dir():
-        remedy = "let UNETLIB_DATA name your pictures' folder, or unset it in a clone of unetlib"
+        remedy = "let UNETLIB_DATA name your pictures' folder by its full path, or unset it"
         raise FileNotFoundError(f"{folder}: no such folder; {remedy}.")
     return folder
 
 
 def _home(name: str) -> Path:
-    folder = _named_by("UNETLIB_HOME", REPOSITORY) / name
+    folder = _named_by("UNETLIB_HOME", RESULTS) / name
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
