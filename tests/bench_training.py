@@ -37,6 +37,7 @@ from unetlib import (
 )
 from unetlib.device import autocast, pick_device, pick_precision
 from unetlib.model import build
+from unetlib.support.feeding import FastLearner
 from unetlib.support.speed import memory_kept
 from unetlib.training import Learner, train
 
@@ -179,13 +180,13 @@ def bench_arithmetic() -> None:
 def limit(dataset, batch_size, compiled) -> float:
     """Images/s of steps alone, on the device."""
     device, steps = pick_device(), max(2, len(dataset) // batch_size)
-    learner = Learner(Recipe(loss="bce_dice", compile=compiled), total_steps=1)
+    learner = FastLearner(Recipe(loss="bce_dice", compile=compiled), total_steps=1)
     held = [torch.from_numpy(one).to(device) for one in (dataset.images, dataset.coverage)]
 
     def step():
         rows = torch.randint(len(dataset), (batch_size,), device=device)
         images, masks = (one[rows].unsqueeze(1).float() / 255 for one in held)
-        compute = learner.compiled if compiled else learner.losses
+        compute = learner.compiled if compiled else learner.compute
         loss = compute(images, (masks >= 0.5).float())
         learner.optimizer.zero_grad()
         loss.backward()
@@ -204,7 +205,7 @@ def limit(dataset, batch_size, compiled) -> float:
 
 def epoch_rate(dataset, val_set, **settings) -> float:
     """Images/s of `fit`'s second epoch, augmented, with next to no validation."""
-    learner = Learner(Recipe(epochs=2, loss="bce_dice", **settings), total_steps=1000)
+    learner = FastLearner(Recipe(epochs=2, loss="bce_dice", **settings), total_steps=1000)
     with memory_kept(learner.device):
         *_, row = train(learner, {128: dataset}, {128: val_set}, settings["batch_size"])
     return len(dataset) / row["seconds"]
@@ -230,7 +231,7 @@ def bench_limit(samples) -> None:
         rate = epoch_rate(dataset, one, batch_size=64, augment="mild", precision=precision)
         print(f"batch  64, eager, {precision}: fit {rate:.0f} images/s")
     whole = repeated(CarvanaDataset(samples[:1], 128, augment="mild"), 5088) if gpu else dataset
-    learner = Learner(Recipe(augment="mild", batch_size=64, compile=gpu), 800)
+    learner = FastLearner(Recipe(augment="mild", batch_size=64, compile=gpu), 800)
     started = time.perf_counter()
     with memory_kept(learner.device):
         rows = train(learner, {128: whole}, {128: one}, 64)

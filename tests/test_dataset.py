@@ -310,15 +310,12 @@ def test_an_image_is_transformed_alike_in_whatever_batch(tables):
     assert torch.equal(stacked(dataset.__getitems__([3, 0, 2]))[[0, 2]], stacked(alone))
 
 
-def test_a_share_of_a_batch_is_augmented_as_in_the_whole_batch(moving):
-    moving.epoch = (0, 1)
-    whole = stacked(moving.__getitems__([1, 0, 3]))
-    shares = []
-    for rank in range(4):
-        moving.share = slice(rank, None, 4)
-        shares.append(stacked(moving.__getitems__([1, 0, 3])))
-    assert torch.equal(torch.cat(shares[:3]), whole)
-    assert torch.equal(shares[3], whole[:1])  # nothing is left: it keeps step with one
+def test_a_batch_is_the_same_from_bytes_that_are_kept_elsewhere(moving):
+    """As on a GPU, where the pictures stay and are indexed."""
+    moving.epoch, rows = (0, 1), torch.tensor([1, 0, 3])
+    stored = [torch.from_numpy(one)[rows] for one in (moving.images, moving.coverage)]
+    for one, other in zip(moving.batch([1, 0, 3], stored), moving.batch([1, 0, 3]), strict=True):
+        assert torch.equal(one, other)
 
 
 def test_v2_moves_image_and_mask_alike(tables):

@@ -8,6 +8,7 @@ import psutil
 import pytest
 import torch
 from other_process import in_another_process
+from torchvision.transforms import v2
 
 from unetlib import CarvanaDataset, Recipe, TrainingError
 from unetlib.support.processes import SharedLearner, settle_batch_size, start_accelerator
@@ -34,9 +35,10 @@ def test_sharing_with_nobody_computes_what_one_process_does(tables):
 
 
 @pytest.mark.parametrize("world_size", [2, 3, 5])
-def test_processes_share_every_batch_out(tables, world_size):
+@pytest.mark.parametrize("augment", ["none", "mild", v2.RandomHorizontalFlip()], ids=str)
+def test_processes_share_every_batch_out(tables, augment, world_size):
     """16 images in batches of 5: the last batch of one leaves most processes without a share."""
-    dataset = CarvanaDataset(tables[0], 32)
+    dataset = CarvanaDataset(tables[0], 32, augment=augment)
     learner = SharedLearner(RECIPE, 8, RECIPE.lr, start_accelerator())
     whole = [batch for batch, _ in Learner(RECIPE, 8).batches(dataset, 5, epoch=1)]
     for rank in range(world_size):

@@ -19,14 +19,13 @@ from unetlib.seeds import seeded
 JITTER = 0.4  # mild augmentation: brightness and contrast between 0.6 and 1.4 times
 
 
-def to_tensor(pictures, device="cpu") -> torch.Tensor:
+def to_tensor(pictures, device=None) -> torch.Tensor:
     """uint8 ``(..., H, W)`` or ``(..., H, W, 3)`` -> float32 ``(..., C, H, W)`` in [0, 1]."""
     if pictures.dtype not in (np.uint8, torch.uint8):
         raise TypeError(f"to_tensor takes uint8, as load_image gives it, not {pictures.dtype}.")
     tensor = pictures if torch.is_tensor(pictures) else torch.from_numpy(np.array(pictures))
-    tensor = tensor.to(device, non_blocking=True)
     tensor = tensor.movedim(-1, -3) if tensor.shape[-1] == 3 else tensor.unsqueeze(-3)
-    return tensor.float() / 255
+    return tensor.to(device).float() / 255
 
 
 def decode(samples: pd.DataFrame, size: int | tuple[int, int], colour: bool = False) -> np.ndarray:
@@ -112,8 +111,8 @@ class CarvanaDataset(Dataset):
     """Images and masks as tensors, decoded once, when it is built, and kept in memory.
 
     ``dataset[i]`` is ``(image, mask)``: float32 ``(C, H, W)`` in [0, 1] and ``(1, H, W)``, 0 or 1
-    (``hard``: area coverage at least one half) or the coverage itself (``soft``). ``batch`` makes a
-    whole batch at once, which is much faster; a ``DataLoader`` asks for it (``__getitems__``).
+    (``hard``: area coverage at least one half) or the coverage itself (``soft``). A ``DataLoader``
+    fetches whole batches at once (``__getitems__``), which is much faster.
 
     Args:
         samples: rows of ``find_samples`` that have a mask.
@@ -127,17 +126,15 @@ class CarvanaDataset(Dataset):
     Attributes:
         samples: the table, with a fresh index.
         images, coverage: uint8 arrays ``(N, H, W)``; in colour, images are ``(N, H, W, 3)``.
+        by_image: whether augmentation changes image by image, each by its row alone.
         epoch: (seed, epoch) on which augmentation depends, besides the row, or the first row of a
             batch, so that a resumed epoch repeats; None: ever new numbers. Workers see it change.
-        share: of several processes, which images of each batch this one keeps.
 
     Raises:
         ValueError: unknown mask kind or augmentation, or an impossible size; from batches: an
             augmentation that changes shapes or types, or whose masks leave [0, 1].
         DataError: no rows, a row without a mask, or a file that cannot be read.
     """
-
-    share = slice(None)
 
     def __init__(self, samples, size=128, mask="hard", augment="none", decode=decode, colour=False):
         if mask not in ("hard", "soft"):
@@ -151,12 +148,11 @@ class CarvanaDataset(Dataset):
         self.samples = samples.reset_index(drop=True)
         self.size, self.mask, self.augment = square(size), mask, resolve("augment", augment)
         kinds = {kind.__module__ for kind in type(self.augment).__mro__}
-        self._by_image = any(name.startswith("torchvision.transforms.v2") for name in kinds)
-        self._change = partial(_transformed, self.augment) if self._by_image else self.augment
+        self.by_image = any(name.startswith("torchvision.transforms.v2") for name in kinds)
+        self._change = partial(_transformed, self.augment) if self.by_image else self.augment
         decoded = decode(self.samples, size, colour)
         self.images = np.moveaxis(decoded[:, :-1], 1, -1) if colour else decoded[:, 0]
         self.coverage = decoded[:, -1]
-        self._held = None  # on a GPU
         self._epoch = torch.from_numpy(np.full(2, -1))
         with suppress(RuntimeError):  # where the system can share memory, a loader's workers see it
             self._epoch.share_memory_()
@@ -178,42 +174,14 @@ class CarvanaDataset(Dataset):
     def __getitems__(self, rows: list[int]) -> list[tuple[torch.Tensor, torch.Tensor]]:
         return list(zip(*self.batch(rows), strict=True))
 
-    def batch(self, rows: list[int], device="cpu") -> tuple[torch.Tensor, torch.Tensor]:
-        """Images ``(B, C, H, W)`` and masks ``(B, 1, H, W)`` of these rows, on a device.
+    def batch(self, rows: list[int], stored=None) -> tuple[torch.Tensor, torch.Tensor]:
+        """Images ``(B, C, H, W)`` and masks ``(B, 1, H, W)``; ``stored``: their bytes, if known."""
+        if self.by_image:
+            return tuple(map(torch.cat, zip(*(self._pair([row]) for row in rows), strict=True)))
+        return self._pair(rows, stored)
 
-        To a GPU, all pictures are copied at the first call and stay there, if they fill at most
-        half of its free memory; else each batch is copied while the GPU still works on the last.
-        Own augmentations compute on the CPU, where their random numbers mostly are.
-        """
-        ours = self._change is None or getattr(self._change, "__module__", "") == __name__
-        device, place = torch.device(device), torch.device(device if ours else "cpu")
-        kept = rows[self.share] or rows[:1]  # one, to stay in step, if none is left of the batch
-        if self._by_image:
-            pairs = [self._pair([row], place) for row in kept]
-            pair = tuple(map(torch.cat, zip(*pairs, strict=True)))
-        elif self._change is None:
-            pair = self._pair(kept, place)
-        else:
-            pair = self._pair(rows, place)
-            pair = (one[self.share] if len(one[self.share]) else one[:1] for one in pair)
-        return tuple(one.to(device) for one in pair)
-
-    def _uint8(self, rows: list[int], device: torch.device) -> list:
-        """The pictures and coverage of these rows, on the device or on their way to it."""
-        whole = self.images, self.coverage
-        if device.type != "cuda":
-            return [one[rows] for one in whole]
-        if self._held is None:
-            free, _ = torch.cuda.mem_get_info(device)
-            fit = sum(one.nbytes for one in whole) < free / 2
-            self._held = [torch.from_numpy(one).to(device) for one in whole] if fit else []
-        if self._held:
-            index = torch.tensor(rows).pin_memory().to(device, non_blocking=True)
-            return [one[index] for one in self._held]
-        return [torch.from_numpy(one[rows]).pin_memory() for one in whole]
-
-    def _pair(self, rows: list[int], device="cpu") -> tuple[torch.Tensor, torch.Tensor]:
-        images, masks = (to_tensor(one, device) for one in self._uint8(rows, torch.device(device)))
+    def _pair(self, rows: list[int], stored=None) -> tuple[torch.Tensor, torch.Tensor]:
+        images, masks = map(to_tensor, stored or (self.images[rows], self.coverage[rows]))
         if self.mask == "hard":
             masks = (masks >= 0.5).float()
         if self._change is not None:
@@ -241,6 +209,6 @@ def make_loader(
     """
     generator = torch.Generator().manual_seed(2 * (10_000 * seed + epoch))
     order = torch.randperm(len(dataset), generator=generator) if shuffle else range(len(dataset))
-    order = list(map(int, order))
+    order = [*map(int, order)]
     batches = [order[start : start + batch_size] for start in range(0, len(order), batch_size)]
     return DataLoader(dataset, batch_sampler=batches, generator=generator)

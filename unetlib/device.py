@@ -37,7 +37,5 @@ def autocast(device: torch.device, precision: str):
 
 
 def at_once(device: torch.device, size: int | tuple[int, int]) -> int:
-    """How many images of a size to predict at once: enough to fill a GPU, 64 of 128x128; on a CPU
-    2 of these, whose features stay in its cache.
-    """
+    """How many images to predict at once: 64 of 128x128 fill a GPU, 2 a CPU's cache."""
     return max(1, (2**15 if device.type == "cpu" else 2**20) // math.prod(sides(size)))

@@ -145,6 +145,5 @@ def _one_by_one(loss: Callable, logits: torch.Tensor, masks: torch.Tensor) -> to
     """Each image's loss, ``(B,)``: on a GPU all of them at once, if the function allows that."""
     if not logits.is_cpu:
         with suppress(RuntimeError):  # of functions that look at values
-            each = torch.vmap(loss, randomness="different")
-            return each(logits.unsqueeze(1), masks.unsqueeze(1))
+            return torch.vmap(loss, randomness="different")(logits[:, None], masks[:, None])
     return torch.stack([loss(*pair) for pair in zip(logits.split(1), masks.split(1), strict=True)])

@@ -23,9 +23,9 @@ TABLES = dict(network="model.NETWORKS", augment="dataset.AUGMENTATIONS", loss="l
 TABLES |= dict(optimizer="training.OPTIMIZERS", schedule="training.SCHEDULES")
 NO_NUMBER = dict(batch_size="auto", patience=None)  # what may stand in place of an integer
 OF_THE_UNET = ("widths", "batch_norm", "skips", "up_kernel")
-_HERE = Path(__file__).resolve().parent  # data/ lies beside it or, where it is installed, in it
-_DATA = _HERE / "data" if (_HERE / "data").is_dir() else _HERE.parent / "data"
-PRETRAINED = _DATA / "pretrained" / "unet_model.pth"
+# In data/, which lies beside the package or, where it is installed, in it.
+_AT = [one / "data/pretrained/unet_model.pth" for one in Path(__file__).resolve().parents[:2]]
+PRETRAINED = _AT[0] if _AT[0].is_file() else _AT[1]
 LARGEST_SEED = 10**14  # times 20,000, still a valid seed for PyTorch: each epoch has its own
 
 
@@ -66,8 +66,7 @@ class Recipe:
             largest power of two per process that fits and leaves 100 steps in the whole run, with
             ``lr`` scaled by the square root of batch_size / 16 (https://arxiv.org/abs/2205.10287).
         precision: ``fp32``, ``bf16`` or ``fp16`` (autocast), or ``auto``, see ``pick_precision``.
-        compile: ``torch.compile`` network and loss together: pays on long GPU runs, half a minute
-            at the start; needs a C++ compiler.
+        compile: ``torch.compile`` network and loss: for long GPU runs; needs a C++ compiler.
         seed: of initial weights, image order and augmentation; 0 to 10**14.
     """
 
@@ -153,9 +152,7 @@ class Recipe:
 
     @classmethod
     def gpu(cls, epochs: int = 8, **changes) -> "Recipe":
-        """``fast`` for a GPU, where a step of many images takes hardly longer than one of a few:
-        full size from the start, larger batches, more epochs.
-        """
+        """``fast`` for a GPU, where a step of many images takes hardly longer than one of a few."""
         return cls.fast(epochs, **(dict(half_size_epochs=0, batch_size="auto") | changes))
 
     @property

@@ -12,9 +12,8 @@ import torch
 def seeded(seed: int, *place: int) -> Iterator[None]:
     """Random numbers of PyTorch, NumPy and Python that depend on the arguments alone.
 
-    Of PyTorch on the CPU, and on the current GPU if one is in use. Afterwards all go on where they
-    were. Meanwhile PyTorch's default type is float32.
-    ``place``: further integers, such as an epoch and a row, for other numbers of the same seed.
+    PyTorch's on the CPU and on a GPU in use. Afterwards all go on where they were. Meanwhile its
+    default type is float32. ``place``: further integers, as a row, for others of the same seed.
     """
     if place:
         (seed,) = map(int, np.random.SeedSequence((seed, *place)).generate_state(1, np.uint64))

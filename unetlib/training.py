@@ -5,7 +5,6 @@ It knows no disk: whoever consumes the rows that ``train`` yields decides what i
 """
 
 import math
-import operator
 import time
 from collections.abc import Iterable, Iterator, Mapping
 from functools import partial
@@ -13,6 +12,7 @@ from functools import partial
 import pandas as pd
 import torch
 from torch import nn
+from torch.amp import GradScaler
 from torch.optim.lr_scheduler import CosineAnnealingLR, OneCycleLR
 from tqdm.auto import tqdm
 
@@ -31,7 +31,6 @@ OPTIMIZERS = {
     "muon": Muon,
 }
 KEPT = "finished epochs are kept"
-UNREAD = 50  # steps on a GPU until their loss is read, which waits for the GPU
 EXPLODED = 1e4  # a mean loss per pixel; sound ones are below 1 after some steps
 
 
@@ -46,10 +45,6 @@ SCHEDULES = {"constant": None, "one_cycle": one_cycle, "cosine": CosineAnnealing
 
 class TrainingError(RuntimeError):
     """Training cannot go on: one sentence that names the remedy."""
-
-
-class ExplodedError(TrainingError):
-    """The loss is not a number, or far too large."""
 
 
 class Learner:
@@ -75,18 +70,16 @@ class Learner:
         auto = recipe.precision == "auto"
         self.precision = pick_precision(self.device) if auto else recipe.precision
         # fp16 has no small numbers: gradients are multiplied, and divided again before the step.
-        half = self.precision == "fp16"
-        self.scaler = torch.amp.GradScaler(self.device.type, init_scale=1024.0, enabled=half)
+        self.scaler = GradScaler(self.device.type, 1024.0, enabled=self.precision == "fp16")
         # Measured: with fp32 on a CPU, PyTorch's default memory order beats channels_last.
-        fast_order = self.precision != "fp32" or self.device.type == "cuda"
-        order = torch.channels_last if fast_order else torch.contiguous_format
+        usual = self.precision == "fp32" and self.device.type != "cuda"
         self.model = build(recipe)
         if recipe.start_from is not None:  # a file of save_model
             start = torch.load(recipe.start_from, map_location="cpu", weights_only=True)
             self.model.load_state_dict(start["state_dict"])
+        order = torch.contiguous_format if usual else torch.channels_last
         self.model.to(self.device, memory_format=order)
         self.forward: nn.Module = self.wrap(self.model)
-        self.largest, self.compiled = 0, recipe.compile and torch.compile(self.losses)
         decay = {} if recipe.weight_decay is None else dict(weight_decay=recipe.weight_decay)
         optimizer = resolve("optimizer", recipe.optimizer)
         self.optimizer = optimizer(list(self.model.parameters()), lr, **decay)
@@ -103,32 +96,24 @@ class Learner:
         return model
 
     def batches(self, dataset: CarvanaDataset, batch_size: int, epoch: int) -> Iterable:
-        """An epoch's batches, shuffled and augmented by recipe, seed and epoch alone.
-
-        Those of ``make_loader``, but made where they are needed.
-        """
+        """An epoch's batches, shuffled and augmented by recipe, seed and epoch alone."""
         dataset.epoch = self.recipe.seed, epoch
-        for rows in make_loader(dataset, batch_size, True, self.recipe.seed, epoch).batch_sampler:
-            yield dataset.batch(rows, self.device)
+        return make_loader(dataset, batch_size, True, self.recipe.seed, epoch)
 
-    def losses(self, images: torch.Tensor, masks: torch.Tensor) -> torch.Tensor:
-        """The loss of a batch, with gradient; what ``compile`` compiles."""
+    def compute(self, images: torch.Tensor, masks: torch.Tensor) -> torch.Tensor:
+        """The loss of a batch that is on the device, with gradient."""
         with autocast(self.device, self.precision):
             logits = self.forward(images)
         return self.loss(logits.float(), masks)
 
-    def step(self, images: torch.Tensor, masks: torch.Tensor, weight: float = 1.0) -> torch.Tensor:
-        """Learn from a batch, float32 ``(B, C, H, W)`` and ``(B, 1, H, W)``; its mean loss.
+    def step(self, images: torch.Tensor, masks: torch.Tensor, weight: float = 1.0) -> float:
+        """Learn from a batch, float32 ``(B, C, H, W)`` and ``(B, 1, H, W)``; the sum of its losses.
 
-        The loss stays on the device, as nobody waits for it there: see ``check``.
         ``weight`` multiplies the gradient; it is 1 unless processes share the batch.
-        ValueError: the loss function does not give one number with a gradient.
+        TrainingError: see ``read``. ValueError: the loss is not one number, with a gradient.
         """
         images, masks = (part.to(self.device) for part in (images, masks))
-        # The last batch of an epoch may be smaller, and would be compiled anew.
-        self.largest = max(self.largest, len(images))
-        whole = self.compiled and len(images) == self.largest
-        loss = self.compiled(images, masks) if whole else self.losses(images, masks)
+        loss = self.compute(images, masks)
         if not isinstance(loss, torch.Tensor) or loss.ndim or not loss.requires_grad:
             shown = getattr(loss, "shape", loss)
             raise ValueError(f"loss={self.loss} gave {shown}: it needs one number, with gradient.")
@@ -138,37 +123,31 @@ class Learner:
         self.scaler.update()
         if self.scheduler is not None:
             self.scheduler.step()
-        return loss.detach()
+        return self.read(loss.detach()) * len(images)
 
-    def check(self, losses: list[torch.Tensor]) -> list[float]:
-        """What ``step`` has returned, as numbers.
+    def read(self, loss: torch.Tensor) -> float:
+        """A loss as a number; TrainingError if it is none, or far too large."""
+        value, lr = loss.item(), self.optimizer.param_groups[0]["lr"]
+        if not value < (EXPLODED if self.recipe.loss in BUILT_IN["loss"] else math.inf):  # or nan
+            remedy = f"lower the learning rate (now {lr:.2g}) and check the images"
+            raise TrainingError(f"The loss became {value:.3g}: {remedy}; {KEPT}.")
+        return value
 
-        TrainingError: one is not a number, or far too large.
-        """
-        values = torch.stack(losses).tolist()
-        most = EXPLODED if self.recipe.loss in BUILT_IN["loss"] else math.inf
-        for value in values:
-            if not value < most:  # or nan
-                lr = self.optimizer.param_groups[0]["lr"]
-                remedy = f"lower the learning rate (now {lr:.2g}) and check the images"
-                raise ExplodedError(f"The loss became {value:.3g}: {remedy}; {KEPT}.")
-        return values
-
-    def validate(self, dataset: CarvanaDataset, batch_size: int | None = None) -> dict[str, float]:
+    def validate(self, dataset: CarvanaDataset) -> dict[str, float]:
         """val_loss, val_dice, val_iou and the metrics: means over the images, see ``evaluate``; if
         some masks are empty, val_dice_objects, too: the mean Dice of the others (nan: none).
         """
-        scores = self.scores(dataset, batch_size)
+        scores = self.scores(dataset)
         means = scores[["loss", "dice", "iou", *self.metrics]].mean()
         objects = dataset.coverage.max((1, 2)) >= 128
         if not objects.all():
             means["dice_objects"] = scores["dice"][objects].mean()
         return {f"val_{name}": float(value) for name, value in means.items()}
 
-    def scores(self, dataset: CarvanaDataset, batch_size=None, rows=None) -> pd.DataFrame:
+    def scores(self, dataset: CarvanaDataset, rows=None) -> pd.DataFrame:
         """The table of ``evaluate``, as the recipe trains."""
         settings = dict(loss=self.loss, metrics=self.metrics, precision=self.precision)
-        return evaluate(self.model, dataset, rows=rows, batch_size=batch_size, **settings)
+        return evaluate(self.model, dataset, rows=rows, **settings)
 
     def total(self, value: float) -> float:
         """The sum over all processes that train together; here there is only one."""
@@ -201,15 +180,11 @@ def train(
         for epoch in range(first_epoch, recipe.epochs + 1):
             started, lr = time.perf_counter(), learner.optimizer.param_groups[0]["lr"]
             learner.forward.train()
-            losses, counts, train_set = [], [], train_sets[recipe.size_in(epoch)]
+            loss, train_set = 0.0, train_sets[recipe.size_in(epoch)]
             with seeded(recipe.seed, epoch, learner.rank):  # what dropout draws, or an own loss
                 for batch in learner.batches(train_set, batch_size, epoch):
-                    losses.append(learner.step(*batch))
-                    counts.append(len(batch[0]))
-                    if learner.device.type == "cpu" or len(losses) % UNREAD == 0:
-                        learner.check(losses[-1:])
+                    loss += learner.step(*batch)
                     bar.update()
-                loss = sum(map(operator.mul, learner.check(losses), counts))
                 row = dict(epoch=epoch, lr=lr, train_loss=learner.total(loss) / images)
                 row |= learner.validate(val_sets[recipe.size_in(epoch)])
             if some_empty:  # small objects vanish at half size: a column of all epochs, or none

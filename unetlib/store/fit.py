@@ -28,6 +28,7 @@ from unetlib.store.question import question_of
 from unetlib.store.runs import HISTORY, Run, find_runs, load_run, run_folder, run_lock
 from unetlib.support.cache import decode_once
 from unetlib.support.code import code_hash, label
+from unetlib.support.feeding import FastLearner
 from unetlib.support.memory import fingerprint, pair_hashes
 from unetlib.support.processes import SharedLearner, settle_batch_size, start_accelerator
 from unetlib.support.speed import memory_kept, out_of_memory_named
@@ -174,7 +175,7 @@ def _train(recipe, train_rows, val_rows, question, state, on_epoch, metrics, acc
     steps = recipe.epochs * math.ceil(len(train_rows) / batch_size)
     with weights_named(recipe.start_from):
         several = accelerator.num_processes > 1
-        kind, where = (SharedLearner, accelerator) if several else (Learner, device)
+        kind, where = (SharedLearner, accelerator) if several else (FastLearner, device)
         learner = kind(recipe, steps, lr, where, metrics)
     restore(learner, state, folder)
     if metrics:  # tried before an epoch is lost

@@ -14,7 +14,7 @@ from unetlib.seeds import seeded
 from unetlib.store.model_file import weights_named
 from unetlib.support.cache import decode_once
 from unetlib.support.speed import memory_kept, out_of_memory_named
-from unetlib.training import ExplodedError, Learner, TrainingError
+from unetlib.training import Learner, TrainingError
 
 
 def lr_find(
@@ -41,12 +41,13 @@ def lr_find(
         seeded(recipe.seed),
         memory_kept(learner.device),
         out_of_memory_named(batch_size, recipe.size, learner.device),
-        suppress(ExplodedError),
+        suppress(TrainingError),  # the loss has exploded
     ):
         for lr in tqdm(rates, "learning rates"):
             for group in learner.optimizer.param_groups:
                 group["lr"] = lr
-            losses += learner.check([learner.step(*next(batches))])
+            images, masks = next(batches)
+            losses.append(learner.step(images, masks) / len(images))
             smoothed = pd.Series(losses).ewm(alpha=0.2).mean()
             least = smoothed.min()  # below 0 with some losses
             if smoothed.iloc[-1] > least + 3 * abs(least):

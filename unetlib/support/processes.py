@@ -2,7 +2,6 @@
 
 import math
 import os
-from collections.abc import Iterator
 from dataclasses import replace
 from datetime import timedelta
 
@@ -16,6 +15,7 @@ from unetlib.dataset import CarvanaDataset
 from unetlib.device import pick_device
 from unetlib.pictures import sides
 from unetlib.recipe import Recipe
+from unetlib.support.feeding import FastLearner
 from unetlib.training import Learner, TrainingError
 
 BASE_BATCH, FEWEST_STEPS = 16, 100
@@ -33,7 +33,7 @@ def start_accelerator() -> Accelerator:
     return Accelerator(cpu=on_cpu, mixed_precision="no", kwargs_handlers=handlers)
 
 
-class SharedLearner(Learner):
+class SharedLearner(FastLearner):
     """A learner that is one of several processes: each computes its share of every batch.
 
     Batch normalisation takes its statistics from a process's own share, except on CUDA, where the
@@ -53,27 +53,24 @@ class SharedLearner(Learner):
         wrapped.forward_sync_buffers = False  # else rank 0's statistics replace all others
         return wrapped
 
-    def batches(self, dataset: CarvanaDataset, batch_size: int, epoch: int) -> Iterator:
-        dataset.share = slice(self.rank, None, self.world_size)
-        for number, batch in enumerate(super().batches(dataset, batch_size, epoch)):
-            self.batch = min(batch_size, len(dataset) - number * batch_size)  # of all processes
-            yield batch
+    @property
+    def share(self) -> slice:
+        return slice(self.rank, None, self.world_size)
 
-    def step(self, images: torch.Tensor, masks: torch.Tensor, weight: float = 1.0) -> torch.Tensor:
+    def step(self, images: torch.Tensor, masks: torch.Tensor, weight: float = 1.0) -> float:
         # The first ranks' shares are one larger; in a small last batch some shares are empty.
         share = len(range(self.rank, self.batch, self.world_size))
         weight *= share * self.world_size / self.batch
         return super().step(images, masks, weight) * share / len(images)
 
     def total(self, value: float) -> float:
-        return sum(gather_object([value]))
+        return sum(gather_object([super().total(value)]))
 
-    def scores(self, dataset: CarvanaDataset, batch_size=None, rows=None) -> pd.DataFrame:
+    def scores(self, dataset: CarvanaDataset, rows=None) -> pd.DataFrame:
         with torch.no_grad():
             for buffer in self.model.buffers():
                 buffer.copy_(self.accelerator.reduce(buffer.double(), "mean"))
-        mine = range(self.rank, len(dataset), self.world_size)
-        table = super().scores(dataset, batch_size, mine)
+        table = super().scores(dataset, range(self.rank, len(dataset), self.world_size))
         # In the order of the rows, whoever judged them: exactly the single process's means.
         return pd.concat(gather_object([table])).sort_index()
 
