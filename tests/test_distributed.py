@@ -100,7 +100,7 @@ def one_of_two(rank: int, port: int, tables, weights: Path) -> dict:
         }
         learner = SharedLearner(DEFAULT, 4, 1e-2, start_accelerator())
         learner.model.load_state_dict(torch.load(weights, weights_only=True)["model"])
-        gathered = {name: learner.validate(dataset_of(name, tables), 5) for name in parts(tables)}
+        gathered = {name: learner.validate(dataset_of(name, tables)) for name in parts(tables)}
         if rank == 0:
             with pytest.raises(TrainingError) as refused:
                 fit(TAKEN, *tables)

@@ -8,7 +8,7 @@ The modules beside this file are the lesson, read in this order: ``pictures``, `
 
 from importlib import import_module
 
-__version__ = "0.6.0"
+__version__ = "0.7.0"
 
 # Where each public name lives; imported when it is first asked for (PEP 562), as PyTorch is slow.
 _HOMES = {

@@ -27,7 +27,8 @@ def pick_precision(device: torch.device) -> str:
     if device.type == "cuda":
         generation = torch.cuda.get_device_capability(device)[0]
         return "bf16" if generation >= 8 else "fp16" if generation == 7 else "fp32"
-    cpu = torch.cpu.get_capabilities() if device.type == "cpu" else {}
+    known = getattr(torch.cpu, "get_capabilities", dict)  # from PyTorch 2.11 on
+    cpu = known() if device.type == "cpu" else {}
     return "bf16" if cpu.get("avx512_bf16") or cpu.get("amx_bf16") else "fp32"
 
 
