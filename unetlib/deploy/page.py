@@ -10,7 +10,6 @@ import sys
 import tarfile
 import tempfile
 import threading
-import warnings
 import webbrowser
 from contextlib import suppress
 from functools import partial
@@ -22,12 +21,13 @@ from unetlib.deploy.images import is_ours
 from unetlib.deploy.manifest import FILES, read_manifest
 from unetlib.pictures import DataError, sides
 from unetlib.recipe import PRETRAINED
+from unetlib.support import folders
 from unetlib.support.errors import ModelFileError
-from unetlib.support.files import file_hash, whole_file
-from unetlib.support.folders import REPOSITORY, cache_dir, models_dir, page_dir
+from unetlib.support.files import whole_file
 
 WEB = Path(__file__).parent / "web"
-FACTS, PAIR = "page.json", [FILES["int8"], FILES["onnx"]]
+RUNTIME = WEB.with_name("onnxruntime-web.json")  # which version, where from, hashes of its files
+SIGN, PAIR = '"unetlib page"', [FILES["int8"], FILES["onnx"]]
 EXAMPLES = [3, 21, 47, 79]  # of the embedded validation pictures: four cars
 
 
@@ -40,61 +40,44 @@ def write_page(folder: str | Path | None = None, models: str | Path | None = Non
             and fp32 ONNX files of one training, the weights in ``data/pretrained``.
 
     Returns:
-        ``page``, its file; ``model``, the folder that it is from; ``runtime``, where the page finds
-        ONNX Runtime Web (without npm a public address); ``files``, all it may load: name -> bytes.
+        ``page``, its file; ``model``, the folder that it is from; ``runtime``, where it finds ONNX
+        Runtime Web: ``runtime/`` or, without npm, a public address; ``files``, name -> bytes.
 
     Raises:
-        DataError: the folder holds other files. ModelFileError: ``models`` has no such pair, or a
+        DataError: the folder holds other files. ModelFileError: no such pair in ``models``, or a
             damaged one; or npm gave another ONNX Runtime Web than the known one.
     """
-    folder = page_dir() if folder is None else Path(folder)
-    taken = folder.is_file() or (folder.is_dir() and any(folder.iterdir()))
-    if taken and not is_ours(folder / FACTS, '"unetlib page"'):
+    folder = folders.page_dir() if folder is None else Path(folder)
+    taken = [*folder.iterdir()] if folder.is_dir() else folder.exists()
+    if taken and not is_ours(folder / "page.json", SIGN):
         raise DataError(f"{folder}: not a page of unetlib, so kept; give the page its own folder.")
-    val = split_by_group(find_samples(REPOSITORY / "data" / "sample"))[1].iloc[EXAMPLES]
-    shown = {f"examples/{Path(one).name}": Path(one) for one in [*val["image"], *val["mask"]]}
-    names = [*shown]
+    rows = split_by_group(find_samples(folders.REPOSITORY / "data" / "sample"))[1].iloc[EXAMPLES]
+    shown = {f"examples/{Path(one).name}": Path(one) for one in [*rows["image"], *rows["mask"]]}
     with tempfile.TemporaryDirectory() as place:
-        facts, pair, origin = _pair(models, Path(place))
+        facts, pair, origin = _models(models, Path(place))
         runtime, kept = _runtime()
-        facts |= dict(
-            format="unetlib page",
-            runtime=runtime,
-            examples=[*zip(names[:4], names[4:], strict=True)],
-        )
-        files = {one.name: one for one in [*WEB.glob("[!r]*"), *pair]} | shown | kept
-        with whole_file(folder / FACTS) as part:  # first: a page that is stopped now is ours, too
-            part.write_text(json.dumps(facts, indent=1), encoding="utf-8")
-        for name, source in files.items():
-            content = source.read_bytes()
-            if name == "index.html" and not kept:  # the one other address that it may ask
-                allowed = f"connect-src 'self' {runtime['url']}".encode()
-                content = content.replace(b"connect-src 'self'", allowed)
-            with whole_file(folder / name) as part:
-                part.write_bytes(content)
-    sizes = {runtime["url"] + name: one["bytes"] for name, one in runtime["files"].items()}
-    sizes |= {name: (folder / name).stat().st_size for name in (FACTS, *files)}
-    where = dict(page=str(folder / "index.html"), model=str(origin), runtime=runtime["url"])
-    return where | dict(files=sizes)
+        facts |= dict(format=SIGN.strip('"'), examples=[*shown][: len(rows)], runtime=runtime)
+        content = {"page.json": json.dumps(facts, indent=1).encode()}  # first: it marks it as ours
+        files = {one.name: one for one in [*WEB.iterdir(), *pair]} | shown | kept
+        content |= {name: source.read_bytes() for name, source in files.items()}
+    if not kept:  # the one other address that the page may ask
+        allowed = f"connect-src 'self' {runtime['url']}".encode()
+        content["index.html"] = content["index.html"].replace(b"connect-src 'self'", allowed)
+    for name, one in content.items():
+        with whole_file(folder / name) as part:
+            part.write_bytes(one)
+    result = dict(page=str(folder / "index.html"), model=str(origin), runtime=runtime["url"])
+    return result | dict(files={name: len(one) for name, one in content.items()})
 
 
-def _pair(models: str | Path | None, place: Path) -> tuple[dict, list[Path], Path]:
-    """What a page needs to know of the int8 and the fp32 model, their files, and where from."""
+def _models(models: str | Path | None, place: Path) -> tuple[dict, list[Path], Path]:
+    """What the page needs to know of the int8 and the fp32 model, their files, their folder."""
     from unetlib.deploy.predict import load_predictor  # PyTorch, after the folder was looked at
 
-    origin = models_dir() if models is None else Path(models)
-    pair = [origin / name for name in PAIR]
-    known = {}
-    with suppress(*[ModelFileError] * (models is None)):
-        known = read_manifest(origin)
-    entries = [known.get(name, {}) for name in PAIR]
-    intact = [one.is_file() and file_hash(one) for one in pair] == [
-        e.get("sha256") for e in entries
-    ]
-    if not intact or entries[0]["weights"] != entries[1]["weights"]:
-        if models is not None:
-            problem = "no int8 and fp32 ONNX files of one training"
-            raise ModelFileError(f"{origin}: {problem}; python -m unetlib export writes them.")
+    origin = folders.models_dir() if models is None else Path(models)
+    pair, known = [origin / name for name in PAIR], read_manifest(origin)
+    weights = {known.get(name, {}).get("weights") for name in PAIR}
+    if models is None and (len(weights) > 1 or None in weights):
         from unetlib.deploy.export import export_onnx
         from unetlib.store.model_file import load_model
 
@@ -109,35 +92,28 @@ def _pair(models: str | Path | None, place: Path) -> tuple[dict, list[Path], Pat
 
 
 def _runtime() -> tuple[dict, dict[str, Path]]:
-    """ONNX Runtime Web, as the page needs to know it; its packed files, from npm or the cache."""
-    known = json.loads((WEB / "runtime.json").read_text(encoding="utf-8"))
-    kept = {name: cache_dir() / known["npm"] / f"{name}.gzip" for name in known["files"]}
-    npm = shutil.which("npm")
+    """ONNX Runtime Web as the page needs to know it; its files, packed, from npm or the cache."""
+    known = json.loads(RUNTIME.read_text(encoding="utf-8"))
+    kept = {name: folders.cache_dir() / known["npm"] / f"{name}.gzip" for name in known["files"]}
     if not all(file.is_file() for file in kept.values()):
-        if npm is None:
+        if (npm := shutil.which("npm")) is None:
             return known, {}
-        ask = [npm, "pack", known["npm"], "--prefer-offline", "--fetch-retries=0"]
-        with tempfile.TemporaryDirectory() as place:
-            done = subprocess.run(ask, cwd=place, capture_output=True, text=True)
-            if done.returncode:
-                remedy = "write it again with a network to have it in the page's folder"
-                warnings.warn(
-                    f"npm pack failed: the page asks {known['url']}; {remedy}.", stacklevel=3
-                )
+        with tempfile.TemporaryDirectory() as there:
+            ask = [npm, "pack", known["npm"], "--prefer-offline", "--fetch-retries=0"]
+            if subprocess.run(ask, cwd=there, capture_output=True).returncode:  # no network
                 return known, {}
-            with tarfile.open(next(Path(place).glob("*.tgz"))) as archive:
+            with tarfile.open(next(Path(there).glob("*.tgz"))) as package:
                 for name, file in kept.items():
-                    content = archive.extractfile(f"package/dist/{name}").read()
-                    digest = base64.b64encode(hashlib.sha384(content).digest()).decode()
-                    if known["files"][name]["integrity"] != f"sha384-{digest}":
+                    content = package.extractfile(f"package/dist/{name}").read()
+                    found = base64.b64encode(hashlib.sha384(content).digest()).decode()
+                    if known["files"][name]["integrity"] != f"sha384-{found}":
                         remedy = "see where npm looks: npm config get registry"
                         raise ModelFileError(f"{name}: not that of {known['npm']}; {remedy}.")
                     with whole_file(file) as part:
                         part.write_bytes(gzip.compress(content, mtime=0))
     sizes = {name: dict(bytes=file.stat().st_size) for name, file in kept.items()}
-    return known | dict(url="runtime/", files=sizes), {
-        f"runtime/{one.name}": one for one in kept.values()
-    }
+    files = {f"runtime/{file.name}": file for file in kept.values()}
+    return known | dict(url="runtime/", files=sizes), files
 
 
 class _Handler(SimpleHTTPRequestHandler):

@@ -34,7 +34,8 @@ async function start() {
   document.querySelector("main").hidden = false;
 }
 
-function exampleButton([photo, mask], i) {
+function exampleButton(photo, i) {
+  const mask = photo.replace(".jpg", "_mask.gif"); // as in Carvana's layout
   const button = document.createElement("button");
   const picture = document.createElement("img");
   Object.assign(picture, { src: photo, alt: `Example ${i + 1}, a rendered car`, width: 480 });
