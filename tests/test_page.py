@@ -17,6 +17,7 @@ from base64 import b64encode
 from contextlib import contextmanager
 from functools import partial
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 from threading import Thread
 
 import numpy as np
@@ -94,10 +95,10 @@ def served(tmp_path_factory):
     assert written["page"] == str(home / "page" / "index.html")
 
 
-def start_browser(place, *flags):
+def start_browser(place, flags=FLAGS):
     options = webdriver.ChromeOptions()
     options.binary_location = CHROMIUM
-    for flag in [*FLAGS, f"--user-data-dir={place / 'browser'}", *flags]:
+    for flag in [*flags, f"--user-data-dir={place / 'browser'}"]:
         options.add_argument(flag)
     several = "profile.default_content_setting_values.automatic_downloads"  # in one go
     prefs = {"download.default_directory": str(place), several: 1}
@@ -449,6 +450,25 @@ def test_without_npm_the_page_loads_and_checks_the_pinned_version_from_elsewhere
         choose(open_page(browser, own), PHOTOS[0])
         assert "onnxruntime-web@1.30.0" in text(browser, "refusal")
         assert not browser.find_element(By.ID, "save-mask").is_enabled()
+
+
+@pytest.mark.slow
+def test_the_graphics_card_gives_the_same_probabilities(exported, tmp_path):
+    """Played by a program: ten seconds for what takes a real one some milliseconds."""
+    played = ["--enable-unsafe-webgpu", "--use-webgpu-adapter=swiftshader"]
+    browser = start_browser(tmp_path, [*(one for one in FLAGS if one != "--disable-gpu"), *played])
+    folder = Path(write_page(tmp_path / "page", exported[0])["page"]).parent
+    try:
+        with serving(Elsewhere, folder) as own:
+            choose(open_page(browser, own), PHOTOS[0])
+            script = "return [...(await import('./page.js')).state.probabilities]"
+            pick(browser, "float")
+            expected = run(browser, script)
+            pick(browser, "gpu")
+            assert "graphics card" in text(browser, "network-time")
+            np.testing.assert_allclose(run(browser, script), expected, atol=1e-4)
+    finally:
+        browser.quit()
 
 
 def test_opened_as_a_file_it_says_to_serve_it(browser, served):
