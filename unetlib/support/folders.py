@@ -58,11 +58,6 @@ def models_dir() -> Path:
     return _home("models")
 
 
-def page_dir() -> Path:
-    """The folder of the web page, ``page/`` (created)."""
-    return _home("page")
-
-
 def cache_dir() -> Path:
     """The folder of decoded images, ``.cache/unetlib/`` (created); ``clean_runs`` deletes it."""
     return _home(".cache/unetlib")
