@@ -146,8 +146,8 @@ lock: $(VENV)/made ## renew constraints.txt from pyproject.toml with the newest 
 		--no-emit-find-links pyproject.toml >> build/constraints.txt
 	@mv build/constraints.txt constraints.txt
 
-clean: ## remove build/, runs/, models/ and caches; .venv, data and my-notebooks stay
-	rm -rf build runs models .cache .pytest_cache .ruff_cache .hypothesis .coverage .coverage.* \
+clean: ## remove build/, runs/, models/, page/ and caches; .venv, data and my-notebooks stay
+	rm -rf build runs models page .cache .pytest_cache .ruff_cache .hypothesis .coverage .coverage.* \
 		unetlib.egg-info
 	find . -name __pycache__ -type d -not -path './$(VENV)/*' -not -path './my-notebooks/*' -prune -exec rm -rf {} +
 

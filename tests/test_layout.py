@@ -70,7 +70,7 @@ def test_a_sub_package_imports_only_what_stands_below_it(subpackage):
 
 def test_the_lesson_is_short_and_no_file_holds_two_ideas():
     assert count_lines(LESSON) <= 1600
-    assert count_lines(FILES) <= 5650
+    assert count_lines(FILES) <= 5800
     assert {path.name for path in FILES if count_lines([path]) > 300} == set()
 
 

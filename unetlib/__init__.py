@@ -45,6 +45,7 @@ _HOMES = {
     "deploy.images": "image_files",
     "deploy.submission": "write_masks write_submission",
     "deploy.score": "score",
+    "deploy.page": "serve_page write_page",
     "deploy.compare": "TOLERANCE benchmark cold_start compare parity predictors_in",
 }
 _MODULES = {name: module for module, names in _HOMES.items() for name in names.split()}

@@ -196,6 +196,26 @@ def compare(
     return dict(formats=table.astype(object).where(table.notna(), None).to_dict("records"))
 
 
+def page(
+    folder: Positional[Path | None] = None,
+    models: Path | None = None,
+    serve: bool = False,
+    json: Json = False,
+) -> dict:
+    """Write a web page that segments photos in the visitor's browser, for any web server.
+
+    Args:
+        folder: Where; default: page.
+        models: A folder that export wrote; default: models, else data/pretrained's weights.
+        serve: Then show it, from this computer alone, until Ctrl-C.
+    """
+    result = unetlib.write_page(folder, models)
+    if serve:
+        unetlib.serve_page(Path(result["page"]).parent)
+    files = result.pop("files")
+    return result | dict(files=len(files), bytes=sum(files.values()))
+
+
 def download(
     target: Path | None = None,
     test: bool = False,
