@@ -42,7 +42,7 @@ def test_processes_share_every_batch_out(tables, augment, world_size):
     learner = SharedLearner(RECIPE, 8, RECIPE.lr, start_accelerator())
     whole = [batch for batch, _ in Learner(RECIPE, 8).batches(dataset, 5, epoch=1)]
     for rank in range(world_size):
-        learner.rank, learner.world_size = rank, world_size
+        learner.share = slice(rank, None, world_size)
         for batch, (share, _) in zip(whole, learner.batches(dataset, 5, epoch=1), strict=True):
             own = batch[rank::world_size]
             assert torch.equal(share, own if len(own) else batch[:1])

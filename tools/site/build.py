@@ -40,9 +40,8 @@ def build(output: Path) -> int:
     output.mkdir(parents=True)
     (output / MARK).touch()
     write_mathjax(source / "_static" / "mathjax", BUILD / "npm")
-    with_page = hasattr(unetlib, "write_page")
-    write_sources(REPOSITORY, source, with_page)
-    if with_page and unetlib.write_page(output / "page")["runtime"] != "runtime/":
+    write_sources(REPOSITORY, source)
+    if unetlib.write_page(output / "page")["runtime"] != "runtime/":
         sys.exit("npm gives no ONNX Runtime Web for page/: check the network, and start again.")
     # Not only the first warning ends with an error: all of them are shown before.
     strict = ["--fail-on-warning", "--keep-going", "--quiet", "--fresh-env", "--jobs=auto"]

@@ -39,15 +39,8 @@ NOT_FOR_READERS = (
 )
 
 
-def write_sources(repository: Path, folder: Path, with_page: bool) -> None:
-    """Write everything into a new folder.
-
-    Args:
-        with_page: whether page/, which segments in the browser, will stand beside the result.
-
-    Raises:
-        SystemExit: a notebook lacks the figure for the front page.
-    """
+def write_sources(repository: Path, folder: Path) -> None:
+    """Write everything into a new folder (SystemExit: a notebook lacks the front page's figure)."""
     shutil.copytree(HERE / "static", folder / "_static", dirs_exist_ok=True)
     notebooks = folder / "notebooks"
     notebooks.mkdir(parents=True)
@@ -77,7 +70,6 @@ def write_sources(repository: Path, folder: Path, with_page: bool) -> None:
     template = environment.from_string((HERE / "index.md.j2").read_text(encoding="utf-8"))
     page = template.render(
         intro=intro,
-        with_page=with_page,
         needs=guides["Two commands"][: commands.start()].strip(),
         commands=[re.split(r"\s+# ", line.strip()) for line in commands.group().splitlines()],
         parts=SERIES_ROW.findall(guides["The series"]),

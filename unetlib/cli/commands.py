@@ -37,8 +37,7 @@ OPTIONS = {
 }
 Settings = TypedDict("Settings", OPTIONS, total=False)
 Settings.__doc__ = Recipe.__doc__
-RECIPES = dict(baseline=Recipe, fast=Recipe.fast, best=Recipe.best, few=Recipe.few)
-RECIPES |= dict(gpu=Recipe.gpu)
+RECIPES = dict(baseline=Recipe) | {n: getattr(Recipe, n) for n in ("fast", "gpu", "best", "few")}
 
 
 def train(

@@ -44,6 +44,7 @@ class SharedLearner(FastLearner):
     def __init__(self, recipe: Recipe, total_steps: int, lr: float, accelerator, metrics=None):
         self.accelerator = accelerator
         self.rank, self.world_size = accelerator.process_index, accelerator.num_processes
+        self.share = slice(self.rank, None, self.world_size)
         super().__init__(recipe, total_steps, lr, accelerator.device, metrics)
 
     def wrap(self, model: nn.Module) -> nn.Module:
@@ -52,10 +53,6 @@ class SharedLearner(FastLearner):
         wrapped = self.accelerator.prepare_model(model)
         wrapped.forward_sync_buffers = False  # else rank 0's statistics replace all others
         return wrapped
-
-    @property
-    def share(self) -> slice:
-        return slice(self.rank, None, self.world_size)
 
     def step(self, images: torch.Tensor, masks: torch.Tensor, weight: float = 1.0) -> float:
         # The first ranks' shares are one larger; in a small last batch some shares are empty.
