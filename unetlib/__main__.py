@@ -24,7 +24,8 @@ def main(arguments: list[str] | None = None) -> int:
     """
     warnings.showwarning = lambda message, *_: tqdm.write(f"warning: {message}", sys.stderr)
     arguments = sys.argv[1:] if arguments is None else arguments
-    names = "train export predict score compare page download subset check".split()
+    names = ["train", "export", "predict", "score", "compare", "page"]
+    names += ["download", "subset", "check"]
     commands = {name: getattr(offered, name) for name in names}
     try:
         result = tyro.extras.subcommand_cli_from_dict(

@@ -162,7 +162,8 @@ def load_run(folder: str | Path) -> Run:
     if not (folder := Path(folder)).joinpath("history.csv").exists():
         raise FileNotFoundError(f"{folder}: no run in this folder; train one with fit().")
     try:
-        history = pd.read_csv(folder / "history.csv", float_precision="round_trip")
+        history = pd.read_csv(folder / "history.csv", dtype=str)  # else pandas 2 rounds
+        history = history.astype(float).astype(dict(epoch=int))
         texts = ((folder / name).read_text("utf-8") for name in ("recipe.json", "run.json"))
         settings, details = map(json.loads, texts)
         if history.empty or not np.isfinite(history[HISTORY].astype(float)).all(axis=None):
