@@ -162,11 +162,10 @@ def load_run(folder: str | Path) -> Run:
     if not (folder := Path(folder)).joinpath("history.csv").exists():
         raise FileNotFoundError(f"{folder}: no run in this folder; train one with fit().")
     try:
-        history = pd.read_csv(folder / "history.csv", dtype=str)  # else pandas 2 rounds
-        history = history.astype(float).astype(dict(epoch=int))
+        history = pd.read_csv(folder / "history.csv", dtype=str).astype(float)  # pandas 2 rounds
         texts = ((folder / name).read_text("utf-8") for name in ("recipe.json", "run.json"))
         settings, details = map(json.loads, texts)
-        if history.empty or not np.isfinite(history[HISTORY].astype(float)).all(axis=None):
+        if history.empty or not np.isfinite(history[HISTORY]).all(axis=None):
             raise ValueError("history.csv was changed or damaged")
         missing = {"data", "profile", "question", "train_images"} - details.keys()
         if missing or {"code", "settings", "best_by"} - details["question"].keys():
