@@ -17,7 +17,7 @@ import os, sys
 from pathlib import Path
 if "ONE_CORE" in os.environ:
     os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})
-from unetlib import find_runs, plot_runs
+from unetlib import find_runs, plot_history
 from unetlib.__main__ import main
 images, output = sys.argv[1:3]
 settings = "--widths 4 8 --size 32 --epochs 1 --batch-size 4 --lr 0.01".split()
@@ -29,7 +29,7 @@ commands.append(["predict", images, "--model", model, "--output", output])
 for command in commands:
     if status := main(command):
         sys.exit(status)
-plot_runs(find_runs()).savefig(Path(output) / "figure.png")
+plot_history(find_runs()).savefig(Path(output) / "figure.png")
 """
 
 NO_HOME = {"HOME": None}

@@ -18,7 +18,6 @@ from unetlib import (
     overlay,
     plot_history,
     plot_lr_find,
-    plot_runs,
     show_images,
     show_predictions,
 )
@@ -168,35 +167,28 @@ def legend(axis) -> list[str]:
     return [text.get_text() for text in axis.get_legend().get_texts()]
 
 
-def test_plot_runs_draws_dice_by_epoch_and_by_time(two_runs):
-    by_epoch, by_time = plot_runs({"a": two_runs[0], "b": two_runs[1]}).axes
-    for left, right, run in zip(by_epoch.lines, by_time.lines, two_runs, strict=True):
-        np.testing.assert_allclose(left.get_ydata(), run.history["val_dice"])
-        np.testing.assert_allclose(right.get_ydata(), run.history["val_dice"])
-        np.testing.assert_allclose(right.get_xdata(), run.history["seconds"].cumsum())
-    assert legend(by_time) == ["a", "b"]
-
-
-def test_plot_runs_names_runs_by_what_differs(two_runs):
+def test_runs_without_names_are_drawn_and_named_by_what_differs(two_runs):
     first, second = (run.folder.name for run in two_runs)
-    shown = legend(plot_runs(run for run in two_runs).axes[1])
-    assert shown == [f"lr 0.01, {first}", f"lr 0.001, {second}"]
-    assert legend(plot_runs(two_runs[:1]).axes[1]) == [two_runs[0].folder.name]
+    scores = plot_history(run for run in two_runs).axes[1]
+    assert legend(scores) == [f"lr 0.01, {first}", f"lr 0.001, {second}"]
+    for line, run in zip(scores.lines, two_runs, strict=True):
+        np.testing.assert_allclose(line.get_ydata(), run.history["val_dice"])
+    assert legend(plot_history(two_runs[:1]).axes[1]) == [two_runs[0].folder.name]
 
 
 @pytest.mark.fault(
     "runs that differ only in epochs, or one and its copy, are drawn with others",
     "each is drawn, under a label of its own",
 )
-def test_plot_runs_draws_each_run_under_its_own_label(two_runs, tmp_path):
+def test_each_run_is_drawn_under_its_own_label(two_runs, tmp_path):
     recipe = replace(two_runs[0].recipe, epochs=2, seed=1)
     shorter = replace(two_runs[0], folder=tmp_path / "shorter", recipe=recipe)
-    by_time = plot_runs([*two_runs, shorter]).axes[1]
+    scores = plot_history([*two_runs, shorter]).axes[1]
     first, second = (run.folder.name for run in two_runs)
     names = f"lr 0.01, seed 0, {first}", f"lr 0.001, seed 0, {second}", "lr 0.01, seed 1, shorter"
-    assert legend(by_time) == list(names)
+    assert legend(scores) == list(names)
     copy = replace(two_runs[0], folder=tmp_path / "copy")
-    assert legend(plot_runs([two_runs[0], copy]).axes[1]) == [first, "copy"]
+    assert legend(plot_history([two_runs[0], copy]).axes[1]) == [first, "copy"]
 
 
 def test_plot_lr_find_marks_a_tenth_of_the_rate_with_the_lowest_loss():

@@ -33,7 +33,7 @@ _HOMES = {
     "store.runs": "find_runs load_run",
     "store.compare": "best_model clean_runs compare_runs",
     "store.lr_find": "lr_find",
-    "store.figures": "LiveFigure plot_history plot_lr_find plot_runs show_predictions",
+    "store.figures": "LiveFigure plot_history plot_lr_find show_predictions",
     "store.model_file": "load_model save_model",
     "fetch.samples": "check find_samples",
     "fetch.tables": "read_metadata read_rles",

@@ -43,9 +43,18 @@ def show_predictions(images, masks, probabilities, titles=None, threshold=0.5) -
     return figure
 
 
-def plot_history(runs: Run | Mapping[str, Run]) -> plt.Figure:
-    """Loss and validation Dice over the epochs, of one run or of several by name."""
+def plot_history(runs: Run | Mapping[str, Run] | Iterable[Run]) -> plt.Figure:
+    """Loss and validation Dice over the epochs, of one run or of several by name.
+
+    Those without a name are labelled by the settings in which they differ, and their folder.
+    """
     runs = {"": runs} if isinstance(runs, Run) else runs
+    if not isinstance(runs, Mapping):
+        given, runs = {run.folder.name: run for run in runs}, {}
+        settings = compare_runs(given).loc[:, :"best_dice"].iloc[:, :-1]
+        for folder, run in given.items():
+            label = [f"{name} {settings.loc[folder, name]}" for name in settings]
+            runs[", ".join([*label, folder])] = run
     figure, axes = plt.subplots(1, 2, figsize=(8.5, 3.2), layout="tight")
     _draw_history(*axes, runs)
     plt.close(figure)
@@ -67,32 +76,6 @@ def _draw_history(left: plt.Axes, right: plt.Axes, runs: Mapping[str, Run]) -> N
         axis.legend()
         axis.grid(alpha=0.3)
         axis.xaxis.set_major_locator(MaxNLocator(integer=True))
-
-
-def plot_runs(runs: Mapping[str, Run] | Iterable[Run]) -> plt.Figure:
-    """Validation Dice of several runs, over the epochs and over the seconds, in one figure.
-
-    Runs without a name are labelled by the settings in which they differ, and their folder.
-    """
-    if not isinstance(runs, Mapping):
-        given, runs = {run.folder.name: run for run in runs}, {}
-        settings = compare_runs(given).loc[:, :"best_dice"].iloc[:, :-1]
-        for folder, run in given.items():
-            label = [f"{name} {settings.loc[folder, name]}" for name in settings]
-            runs[", ".join([*label, folder])] = run
-    figure, axes = plt.subplots(1, 2, figsize=(8.5, 3.2), layout="tight", sharey=True)
-    for name, run in runs.items():
-        dice = run.history["val_dice"]
-        axes[0].plot(run.history["epoch"], dice, ".-", label=name)
-        axes[1].plot(run.history["seconds"].cumsum(), dice, ".-", label=name)
-    axes[0].set(xlabel="epoch", ylabel="Dice", title="Validation Dice by epoch")
-    axes[1].set(xlabel="seconds, validation included", title="The same by time")
-    axes[0].xaxis.set_major_locator(MaxNLocator(integer=True))
-    axes[1].legend()
-    for axis in axes:
-        axis.grid(alpha=0.3)
-    plt.close(figure)
-    return figure
 
 
 def plot_lr_find(table) -> plt.Figure:
