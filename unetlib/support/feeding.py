@@ -16,8 +16,7 @@ class FastLearner(Learner):
 
     All decoded pictures are copied to a GPU with the first batch and stay, if they fill at most
     half of its free memory; else each batch is copied while the GPU still works on the last one.
-    The built-in augmentations compute there; own ones on the CPU, where their random numbers mostly
-    are. ``Recipe.compile`` compiles network and loss together.
+    Built-in augmentations compute there, own ones on the CPU, where most draw random numbers.
     """
 
     share = slice(None)  # of each batch, where several processes share it
