@@ -23,9 +23,8 @@ TABLES = dict(network="model.NETWORKS", augment="dataset.AUGMENTATIONS", loss="l
 TABLES |= dict(optimizer="training.OPTIMIZERS", schedule="training.SCHEDULES")
 NO_NUMBER = dict(batch_size="auto", patience=None)  # what may stand in place of an integer
 OF_THE_UNET = ("widths", "batch_norm", "skips", "up_kernel")
-# In data/, which lies beside the package or, where it is installed, in it.
 _AT = [one / "data/pretrained/unet_model.pth" for one in Path(__file__).resolve().parents[:2]]
-PRETRAINED = _AT[0] if _AT[0].is_file() else _AT[1]
+PRETRAINED = _AT[0] if _AT[0].is_file() else _AT[1]  # installed, data/ lies in the package
 LARGEST_SEED = 10**14  # times 20,000, still a valid seed for PyTorch: each epoch has its own
 
 
@@ -63,7 +62,7 @@ class Recipe:
         half_size_epochs: how many epochs, the first ones, see images of half the size, a quarter of
             the work (progressive resizing, https://arxiv.org/abs/1707.02921 and fast.ai).
         batch_size: images per step, over all processes together; ``auto``: 16, and on CUDA the
-            largest power of two per process that fits and leaves 100 steps in the whole run, with
+            largest power of two per process that fits and leaves 75 steps in the whole run, with
             ``lr`` scaled by the square root of batch_size / 16 (https://arxiv.org/abs/2205.10287).
         precision: ``fp32``, ``bf16`` or ``fp16`` (autocast), or ``auto``, see ``pick_precision``.
         compile: ``torch.compile`` network and loss: for long GPU runs; needs a C++ compiler.
@@ -151,7 +150,7 @@ class Recipe:
         return cls.fast(epochs, **(settings | changes))
 
     @classmethod
-    def gpu(cls, epochs: int = 8, **changes) -> "Recipe":
+    def gpu(cls, epochs: int = 6, **changes) -> "Recipe":
         """``fast`` for a GPU, where a step of many images takes hardly longer than one of a few."""
         return cls.fast(epochs, **(dict(half_size_epochs=0, batch_size="auto") | changes))
 

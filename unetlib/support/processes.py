@@ -18,7 +18,7 @@ from unetlib.recipe import Recipe
 from unetlib.support.feeding import FastLearner
 from unetlib.training import Learner, TrainingError
 
-BASE_BATCH, FEWEST_STEPS = 16, 100
+BASE_BATCH, FEWEST_STEPS = 16, 75
 
 
 def start_accelerator() -> Accelerator:
