@@ -222,10 +222,14 @@ def test_a_network_that_was_made_before_starts_each_time_as_it_was(tables):
     assert fit(recipe, *tables, on_epoch=pytest.fail).folder == run.folder
 
 
-@pytest.mark.parametrize("method", ["_pairs", "__getitems__"])
+@pytest.mark.parametrize("method", ["_pair", "batch"])
 def test_an_edit_of_the_data_path_is_another_run(tables, monkeypatch, method):
     plain, before = fit(RECIPE, *tables), getattr(CarvanaDataset, method)
-    darker = lambda self, rows: [(i / 2, m) for i, m in before(self, rows)]  # noqa: E731
+
+    def darker(self, rows, stored=None):
+        images, masks = before(self, rows, stored)
+        return images / 2, masks
+
     monkeypatch.setattr(CarvanaDataset, method, darker)
     assert fit(RECIPE, *tables).folder != plain.folder
 

@@ -48,7 +48,8 @@ FACTS = """
             .map(one => [...one.childNodes].filter(node => node.nodeType == Node.TEXT_NODE)
                 .map(node => node.data).join("")).join("\\n"),
     });
-    window.MathJax?.startup ? MathJax.startup.promise.then(facts) : facts();
+    const seen = Promise.all([...document.images].map(one => one.decode().catch(() => one)));
+    seen.then(() => window.MathJax?.startup ? MathJax.startup.promise.then(facts) : facts());
 """
 
 
