@@ -37,7 +37,7 @@ FACTS = """
         too_wide: document.documentElement.scrollWidth - document.documentElement.clientWidth,
         pictures: [...main.querySelectorAll("img")].map(one => one.alt),
         figures: [...main.querySelectorAll(".cell_output img")].map(one => one.alt),
-        broken: [...document.images].filter(one => !one.complete || !one.naturalWidth).length,
+        broken: [...document.images].filter(one => one.complete && !one.naturalWidth).length,
         links: [...document.querySelectorAll("a[href]")].map(one => one.href),
         ids: [...document.querySelectorAll("[id]")].map(one => one.id),
         formulas: [document.querySelectorAll("span.math, div.math").length,
