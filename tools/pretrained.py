@@ -129,7 +129,8 @@ by looking at six real cars as well; nothing was trained on those.
 |---|{lines}|
 {rows}
 
-Dice, means over pictures, at {size}x{size} with hard masks; *minutes* of the clock, whatever else ran.{real}
+Dice, means over pictures, at {size}x{size} with hard masks; minutes by the clock,
+whatever else ran.{real}
 
 **Hidden solution** (128 pictures of eight cars, `data/solution`, at the pictures' own size):
 Dice {scores[pytorch]:.4f} with fp32, {scores[int8]:.4f} with int8.

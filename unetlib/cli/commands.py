@@ -54,8 +54,8 @@ def train(
     Started by torchrun or accelerate launch, all their processes train one model together.
 
     Args:
-        recipe: Where the settings start from: fast (minutes), gpu (fast on one), best (an evening
-            on a laptop), few (fine-tunes the weights of data/pretrained on some 10 to 50 pictures).
+        recipe: Where the settings start from: fast (minutes), gpu (the same for a GPU), best (an
+            evening on a laptop), few (fine-tunes data/pretrained's weights on 10 to 50 pictures).
         output_dir: Where unet_model.pth is written; default: models.
         retrain: Train again even if this recipe was trained on this data before.
     """
