@@ -167,7 +167,14 @@ and standard deviation over three seeds (without one: a single seed, so that 0.0
 - **Anything that is no car**, though it may well find the only thing on a plain ground.
 - Fine parts: aerials and mirrors fade at {size}x{size}; edges are as smooth as enlarged maps are.
 
-A few pictures of your own with masks go a long way: `Recipe.few()`.
+A few pictures of your own with masks go a long way: `Recipe.few()`. Tried with real cars, of which
+nothing is shipped; Dice on three others, at 128x128 and at the photos' own size:
+
+| trained on (16 photos each) | `few` | from scratch, the same steps (lr 0.05) |
+|---|---|---|
+| 1 car | 0.988, 0.987 | 0.913, 0.914 |
+| 2 cars | 0.989, 0.988 | 0.924, 0.923 |
+| 3 cars | 0.990, 0.988 | 0.978, 0.978 |
 
 Licence: CC0 1.0, as the pictures it was trained on.
 """

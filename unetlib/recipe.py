@@ -63,7 +63,7 @@ class Recipe:
             the work (progressive resizing, https://arxiv.org/abs/1707.02921 and fast.ai).
         batch_size: images per step, over all processes together; ``auto``: 16, and on CUDA the
             largest power of two per process that fits and leaves 75 steps in the whole run, with
-            ``lr`` scaled by the square root of batch_size / 16 (https://arxiv.org/abs/2205.10287).
+            ``lr`` (but Muon's) times the root of batch_size / 16 (https://arxiv.org/abs/2205.10287).
         precision: ``fp32``, ``bf16`` or ``fp16`` (autocast), or ``auto``, see ``pick_precision``.
         compile: ``torch.compile`` network and loss: for long GPU runs; needs a C++ compiler.
         seed: of initial weights, image order and augmentation; 0 to 10**14.
