@@ -25,6 +25,7 @@ from unetlib import (
     REPOSITORY,
     CarvanaDataset,
     Recipe,
+    bce_loss,
     decode_once,
     dice,
     evaluate,
@@ -139,13 +140,14 @@ def bench_training(train, val) -> None:
     for table in (train, val):
         decode_once(table, recipe.size)  # build the cache
     run = fit(recipe, train, val, retrain=True)
-    validation = seconds(lambda: score(run.model(), val, recipe.size)) * EPOCHS
+    val_set = CarvanaDataset(val, recipe.size, decode=decode_once)
+    validation = seconds(lambda: evaluate(run.model(), val_set, loss=bce_loss)) * EPOCHS
     fast = run.seconds - validation
     print(f"textbook loop: {EPOCHS * len(train) / plain:.2f} images/s")
     print(f"fit ({run.device}, {run.precision}): {plain / fast:.2f} times the images/s")
     print(
         f"Dice after {EPOCHS} epochs: textbook {score(models[0], val, recipe.size):.3f}, "
-        f"fit {score(run.model('last'), val, recipe.size):.3f}"
+        f"fit {score(run.model('last').cpu(), val, recipe.size):.3f}"
     )
 
 
@@ -186,8 +188,7 @@ def limit(dataset, batch_size, compiled) -> float:
     def step():
         rows = torch.randint(len(dataset), (batch_size,), device=device)
         images, masks = (one[rows].unsqueeze(1).float() / 255 for one in held)
-        compute = learner.compiled if compiled else learner.compute
-        loss = compute(images, (masks >= 0.5).float())
+        loss = learner.compute(images, (masks >= 0.5).float())
         learner.optimizer.zero_grad()
         loss.backward()
         learner.optimizer.step()
@@ -238,7 +239,7 @@ def bench_limit(samples) -> None:
         for _ in range(10 if gpu else 1):
             next(rows)
     taken = (time.perf_counter() - started) * (1 if gpu else 10 * 5088 / len(whole))
-    print(f"10 epochs of 5,088 images at batch 64: {taken:.0f} s{'' * gpu or ' at this rate'}")
+    print(f"10 epochs of 5,088 images at batch 64: {taken:.0f} s{' at this rate' * (not gpu)}")
     judged = repeated(CarvanaDataset(samples, 128), 8 if gpu else 1)
     evaluate(learner.model, judged, loss=learner.loss, rows=range(8))
     taken = seconds(lambda: evaluate(learner.model, judged, loss=learner.loss))

@@ -32,7 +32,7 @@ def go(recipe, **settings):
         epochs.append(run)
     run = fit(recipe, *table, **({"on_epoch": on_epoch} | settings))
     weights = hashlib.sha256(b"".join(
-        value.numpy().tobytes() for value in run.model("last").state_dict().values()))
+        value.cpu().numpy().tobytes() for value in run.model("last").state_dict().values()))
     print("ANSWER", run.folder.name, len(epochs), weights.hexdigest()[:12], run.finished)
 """
 

@@ -80,7 +80,7 @@ def spoil(path, happened) -> None:
 
 
 def weights(model: torch.nn.Module) -> dict:
-    return {name: value.numpy().tobytes() for name, value in model.state_dict().items()}
+    return {name: value.cpu().numpy().tobytes() for name, value in model.state_dict().items()}
 
 
 def all_of(folder) -> tuple:

@@ -172,7 +172,7 @@ def test_an_idea_trains_resumes_exactly_and_is_found_again(
 
 def test_only_what_may_learn_does(tables):
     start, run = frozen_unet().state_dict(), fit(IDEAS["frozen"], *tables)
-    for name, value in run.model("last").state_dict().items():
+    for name, value in run.model("last").cpu().state_dict().items():
         if name.startswith("encoders") and name.endswith("weight"):
             assert torch.equal(value, start[name])
         elif name.startswith("head"):

@@ -46,7 +46,7 @@ def test_a_path_an_image_and_an_array_are_predicted_alike(predictor, photo):
 def test_the_predictor_sees_what_the_dataset_shows(predictor, trained, tables):
     """Its probabilities are the data set's, enlarged bilinearly."""
     dataset = CarvanaDataset(tables[1], 32)
-    small = torch.sigmoid(dataset_logits(trained.model(), dataset))[:, 0].numpy()
+    small = torch.sigmoid(dataset_logits(trained.model().cpu(), dataset))[:, 0].numpy()
     for image, one in zip(tables[1]["image"], small, strict=True):
         enlarged = Image.fromarray(one).resize((60, 40), Image.Resampling.BILINEAR)
         np.testing.assert_allclose(predictor.predict_proba(image), enlarged, atol=1e-5)

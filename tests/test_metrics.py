@@ -186,14 +186,15 @@ def test_a_stop_while_judging_leaves_the_modes_as_they_were(partly_frozen, table
 
 
 def test_evaluating_computes_no_gradients_and_a_model_at_rest_stays_at_rest(trained):
-    model = trained.model()
+    model = trained.model().cpu()
     with evaluating(model):
         assert not model(torch.zeros(1, 1, 32, 32)).requires_grad
     assert not any(modes(model))
 
 
 def test_evaluate_scores_plain_images_against_hard_masks_whatever_the_dataset(trained, tables):
-    model, dataset = trained.model(), CarvanaDataset(tables[1], 32, mask="soft", augment="mild")
+    model = trained.model().cpu()
+    dataset = CarvanaDataset(tables[1], 32, mask="soft", augment="mild")
     scores = evaluate(model, dataset)
     assert list(scores.columns) == ["id", "group", "car", "angle", "dice", "iou"]
     assert list(scores["id"]) == list(tables[1]["id"])

@@ -11,9 +11,10 @@ from other_process import in_another_process
 from torchvision.transforms import v2
 
 from unetlib import CarvanaDataset, Recipe, TrainingError
+from unetlib.support.feeding import FastLearner
 from unetlib.support.processes import SharedLearner, settle_batch_size, start_accelerator
 from unetlib.support.speed import memory_kept, out_of_memory_named
-from unetlib.training import Learner, train
+from unetlib.training import train
 
 RECIPE = Recipe(widths=(4, 8), size=32, lr=1e-2, epochs=2, augment="mild", precision="fp32")
 AUTOMATIC = replace(RECIPE, batch_size="auto")
@@ -26,7 +27,7 @@ def test_sharing_with_nobody_computes_what_one_process_does(tables):
     """Several real processes: test_distributed."""
     train_set, val_set = (CarvanaDataset(table, 32, augment="mild") for table in tables)
     accelerator = start_accelerator()
-    alone = Learner(RECIPE, 8, device=accelerator.device)
+    alone = FastLearner(RECIPE, 8, device=accelerator.device)
     shared = SharedLearner(RECIPE, 8, RECIPE.lr, accelerator)
     assert (shared.rank, shared.world_size) == (0, 1)
     one, other = (list(train(each, {32: train_set}, {32: val_set}, 5)) for each in (alone, shared))
@@ -40,7 +41,7 @@ def test_processes_share_every_batch_out(tables, augment, world_size):
     """16 images in batches of 5: the last batch of one leaves most processes without a share."""
     dataset = CarvanaDataset(tables[0], 32, augment=augment)
     learner = SharedLearner(RECIPE, 8, RECIPE.lr, start_accelerator())
-    whole = [batch for batch, _ in Learner(RECIPE, 8).batches(dataset, 5, epoch=1)]
+    whole = [batch for batch, _ in FastLearner(RECIPE, 8).batches(dataset, 5, epoch=1)]
     for rank in range(world_size):
         learner.share = slice(rank, None, world_size)
         for batch, (share, _) in zip(whole, learner.batches(dataset, 5, epoch=1), strict=True):

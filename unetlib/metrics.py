@@ -96,7 +96,7 @@ def evaluate(
         threshold: the probability above which a pixel counts as the object.
         loss: also give each image's loss, against the dataset's kind of masks, hard or soft.
         metrics: more columns by name: f(probabilities, masks) -> ``(B,)``, from float32
-            ``(B, 1, H, W)`` in [0, 1] and 0/1.
+            ``(B, 1, H, W)`` in [0, 1] and 0/1, where the model is (NumPy needs ``.cpu()``).
         rows: only these rows of the dataset.
         batch_size: images at once; it changes speed and memory, not the scores. None: ``at_once``.
 

@@ -125,8 +125,8 @@ class Recipe:
             _demand(sound, sentence)
 
     @classmethod
-    def fast(cls, epochs: int = 3, **changes) -> "Recipe":
-        """The course's fast recipe: 3 epochs, two of them at half the size, in batches of 4.
+    def fast(cls, epochs: int = 2, **changes) -> "Recipe":
+        """The course's fast recipe: 2 epochs, the first at half the size, in batches of 4.
 
         What each of its changes is worth: notebook 04. ``changes`` replace settings.
         """

@@ -1,1 +1,0 @@
-"""The commands of ``python -m unetlib``. PyTorch is imported late, by those that compute."""

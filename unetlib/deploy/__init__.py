@@ -1,1 +1,0 @@
-"""A trained model at work: files in every format, masks of whole folders, comparisons."""

@@ -84,12 +84,12 @@ def open_torch(
         try:
             with autocast(device, precision):
                 return model(images).float().cpu().numpy()
-        except torch.OutOfMemoryError:  # of a GPU
+        except torch.OutOfMemoryError:  # of a GPU; what it holds is free only after this block
             if len(batch) == 1:
                 raise
-            return np.concatenate([logits(half) for half in np.array_split(batch, 2)])
         finally:
             torch.set_num_threads(before)
+        return np.concatenate([logits(half) for half in np.array_split(batch, 2)])
 
     info = info if kind == "pytorch" else json.loads(about[METADATA_KEY])
     return logits, info | dict(format=kind)

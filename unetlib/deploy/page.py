@@ -78,6 +78,8 @@ def _models(models: str | Path | None, place: Path) -> tuple[dict, list[Path], P
     origin = folders.models_dir() if models is None else Path(models)
     pair, known = [origin / name for name in PAIR], read_manifest(origin)
     weights = {known.get(name, {}).get("weights") for name in PAIR}
+    if models is not None and len(weights) > 1:
+        raise ModelFileError(f"{origin}: int8 and fp32 are of two trainings; export them again.")
     if models is None and (len(weights) > 1 or None in weights):
         origin, pair = PRETRAINED.parent, [PRETRAINED.with_name(PAIR[0]), place / PAIR[1]]
         model, about = unetlib.load_model(PRETRAINED)

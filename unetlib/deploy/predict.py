@@ -35,15 +35,14 @@ class Predictor:
         logits: the bare model: float32 arrays ``(N, *shape)`` in [0, 1] -> logits.
     """
 
-    def __init__(self, logits: Logits, info: dict, path, precision, trust, runtime, device="cpu"):
+    def __init__(self, logits: Logits, info: dict, path, precision, trust, runtime, device):
         self.logits = logits
         self.format, self.size, self.threshold = info["format"], info["size"], info["threshold"]
         self.size = tuple(self.size) if np.ndim(self.size) else self.size  # JSON has lists only
         self.colour, self.network = info.get("colour", False), info.get("network")
         self.shape = (3 if self.colour else 1, *sides(self.size))
         self.path, self.precision, self.trust, self.runtime = Path(path), precision, trust, runtime
-        on_cpu = torch.device(device).type == "cpu"  # there, files are read and written meanwhile
-        self.batch_size = 16 if on_cpu else 4 * at_once(torch.device(device), self.size)
+        self.batch_size = 4 * at_once(device, self.size) if device.type == "cuda" else 16
         numbers = "int8" if self.format == "int8" else precision
         self.name = " ".join(dict.fromkeys([runtime or self.format, numbers]))  # int8 named once
 
@@ -164,7 +163,7 @@ def load_predictor(
             logits, info = open_onnx(path, threads, precision, runtime)
         else:
             logits, info = open_torch(path, kind, device, threads, precision, runtime, network)
-        where = "cpu" if kind == "onnx" else device
+        where = torch.device("cpu") if kind == "onnx" else device
         predictor = Predictor(logits, info, path, precision, trust, runtime, where)
         tried = predictor.logits(np.zeros((1, *predictor.shape), np.float32))
         sound = tried.shape == (1, 1, *predictor.shape[1:]) and np.isfinite(tried).all()

@@ -131,6 +131,7 @@ class _Job:
         self.predictor, self.parts, self.write, self.flip = predictor, parts, write, flip
         self.processes, self.problems = PartialState(), {}
         how = [file_hash(predictor.path), predictor.name, predictor.threshold, flip]
+        how += [predictor.batch_size]  # larger on a GPU, which rounds otherwise
         facts = ([*how, one.name, stamp(one) if one.exists() else None] for one in images)
         keys = (hashlib.sha256(json.dumps(known).encode()).hexdigest() for known in facts)
         files = ([parts / key, *(parts / f"{key}.{one}" for one in kinds[1:])] for key in keys)

@@ -1,1 +1,0 @@
-"""Data sets from elsewhere: list, check, download, make small ones."""

@@ -1,1 +1,0 @@
-"""Training runs on disk: train, resume, open, compare."""

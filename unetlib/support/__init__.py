@@ -1,1 +1,0 @@
-"""What the other sub-packages stand on: files, caches, processes, memory."""

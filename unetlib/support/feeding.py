@@ -12,10 +12,10 @@ UNREAD = 50  # steps on a GPU until their losses are read, for which it is waite
 
 
 class FastLearner(Learner):
-    """``Learner``, to the same numbers, without what a GPU would wait for.
+    """``Learner`` without what a GPU would wait for; on a CPU to the same numbers.
 
-    All decoded pictures are copied to a GPU with the first batch and stay, if they fill at most
-    half of its free memory; else each batch is copied while the GPU still works on the last one.
+    All decoded pictures are copied to a GPU with the first batch and stay, if they fill at most an
+    eighth of its free memory; else each batch is copied while the GPU still works on the last one.
     Built-in augmentations compute there, own ones on the CPU, where most draw random numbers.
     """
 
@@ -25,7 +25,8 @@ class FastLearner(Learner):
         super().__init__(*settings, **more)
         self.largest, self.held = 0, {}  # images in a batch; pictures on the GPU, by dataset
         self.late, self.unread = self.device.type == "cuda", []
-        self.compiled = self.recipe.compile and torch.compile(super().compute)
+        # Not of a method, which would hold the learner; and one graph a size.
+        self.compiled = self.recipe.compile and torch.compile(Learner.compute, dynamic=False)
 
     def batches(self, dataset: CarvanaDataset, batch_size: int, epoch: int) -> Iterator:
         dataset.epoch, share = (self.recipe.seed, epoch), self.share
@@ -42,7 +43,7 @@ class FastLearner(Learner):
         """uint8 pictures and coverage of these rows, on the GPU or on their way to it."""
         if dataset not in self.held:
             whole = [torch.from_numpy(one) for one in (dataset.images, dataset.coverage)]
-            fit = sum(one.nbytes for one in whole) < torch.cuda.mem_get_info(self.device)[0] / 2
+            fit = sum(one.nbytes for one in whole) < torch.cuda.mem_get_info(self.device)[0] / 8
             self.held[dataset] = [one.to(self.device) for one in whole] if fit else None
         if (held := self.held[dataset]) is None:
             stored = (torch.from_numpy(one[rows]) for one in (dataset.images, dataset.coverage))
@@ -54,7 +55,7 @@ class FastLearner(Learner):
         # The last batch of an epoch may be smaller, and would be compiled anew.
         self.largest = max(self.largest, len(images))
         whole = self.compiled and len(images) == self.largest
-        return self.compiled(images, masks) if whole else super().compute(images, masks)
+        return (self.compiled if whole else Learner.compute)(self, images, masks)
 
     def read(self, loss: torch.Tensor) -> float | torch.Tensor:
         if not self.late:

@@ -81,10 +81,12 @@ def settle_batch_size(recipe: Recipe, images: int, accelerator: Accelerator) -> 
     if recipe.batch_size != "auto" or accelerator.device.type != "cuda":
         return BASE_BATCH if recipe.batch_size == "auto" else recipe.batch_size, recipe.lr
     alone = replace(recipe, schedule="constant", compile=False)
-    most = images * recipe.epochs / FEWEST_STEPS / accelerator.num_processes
+    most = images * min(1, recipe.epochs / FEWEST_STEPS) / accelerator.num_processes
     fitting = 2 ** int(math.log2(max(1, most)))
     while fitting:
-        batch = torch.zeros(fitting, recipe.channels, *sides(recipe.size), dtype=torch.float32)
+        # Half of it object; and one power of two less than fits, as pictures need room as well.
+        batch = torch.zeros(2 * fitting, recipe.channels, *sides(recipe.size), dtype=torch.float32)
+        batch[..., ::2] = 1
         try:
             learner = Learner(alone, 2, device=accelerator.device)  # other processes may differ
             learner.step(batch, batch[:, :1])

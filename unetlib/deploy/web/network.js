@@ -17,8 +17,8 @@ const sessions = {};
 
 /** Probabilities (Float32Array) of a small picture; `kind` is int8, float or gpu. */
 export async function predict(facts, kind, bytes) {
-  const ort = await (runtimes[kind === "gpu"] ??= openRuntime(facts.runtime, kind === "gpu"));
-  const session = await (sessions[kind] ??= openModel(ort, facts.models, kind));
+  const ort = (runtimes[kind === "gpu"] ??= await openRuntime(facts.runtime, kind === "gpu"));
+  const session = (sessions[kind] ??= await openModel(ort, facts.models, kind));
   const [height, width] = facts.size;
   const input = Float32Array.from(bytes, (level) => level / 255);
   const shape = [1, facts.colour ? 3 : 1, height, width];

@@ -128,6 +128,8 @@ async function take(file, maskFile) {
   const truth = maskFile && (await trueMask(maskFile, canvas));
   Object.assign(state, { name: file.name, canvas, small, shrinking, truth });
   state.probabilities = state.mask = null;
+  for (const id of ["save-mask", "save-cutout", "save-code"]) $(id).disabled = true;
+  for (const id of ["share", "dice", "network-time", "picture-time"]) $(id).textContent = "–";
   [$("photo").width, $("photo").height] = [canvas.width, canvas.height];
   $("photo").getContext("2d").drawImage(canvas, 0, 0);
   $("layers").hidden = false;
