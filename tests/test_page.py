@@ -23,6 +23,8 @@ from threading import Thread
 import numpy as np
 import pytest
 from PIL import ExifTags, Image
+from test_jupyterlab import CHROMIUM, DRIVER, FLAGS, By, Keys, WebDriverWait, webdriver
+from test_jupyterlab import pytestmark as needs_chromium
 
 from unetlib import (
     REPOSITORY,
@@ -36,33 +38,10 @@ from unetlib import (
 )
 from unetlib.deploy.submission import cut_out
 
-webdriver = pytest.importorskip(
-    "selenium.webdriver", reason='selenium is missing: .venv/bin/pip install -e ".[browser]"'
-)
-from selenium.webdriver.common.by import By  # noqa: E402
-from selenium.webdriver.common.keys import Keys  # noqa: E402
-from selenium.webdriver.support.ui import WebDriverWait  # noqa: E402
-
 SCREENSHOTS = REPOSITORY / "build" / "screenshots"
-CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser"))), None)
-DRIVER = shutil.which("chromedriver")
 pytestmark = [
-    pytest.mark.skipif(
-        not (CHROMIUM and DRIVER),
-        reason="chromium or chromedriver is missing: apt-get install chromium chromium-driver",
-    ),
+    needs_chromium,
     pytest.mark.skipif(not shutil.which("npm"), reason="npm is missing: apt-get install npm"),
-]
-FLAGS = [
-    "--headless",
-    "--no-sandbox",  # Chromium's own does not run as root
-    "--disable-gpu",
-    "--disable-quic",
-    "--disable-sync",
-    "--disable-background-networking",
-    "--disable-component-update",
-    "--no-first-run",
-    "--window-size=1300,1250",
 ]
 LONGEST = 60  # seconds
 SAMPLE = REPOSITORY / "data" / "sample"
@@ -83,13 +62,18 @@ def served(tmp_path_factory):
     command = [sys.executable, "-m", "unetlib", "page", "--serve", "--json"]
     environment = os.environ | dict(UNETLIB_HOME=str(home), BROWSER="true", PYTHONUNBUFFERED="1")
     pipes = dict(stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    # A test run in the background ignores SIGINT, and its children would inherit that.
+    pipes |= dict(preexec_fn=partial(signal.signal, signal.SIGINT, signal.SIG_DFL))
     with subprocess.Popen(command, env=environment, **pipes) as server:
-        line = server.stderr.readline()
-        address = re.search(r"http://127\.0\.0\.1:\d+/", line)
-        assert address, line + server.stderr.read()
-        yield address[0], home / "page"
-        server.send_signal(signal.SIGINT)
-        written = json.loads(server.communicate(timeout=30)[0])
+        try:
+            line = server.stderr.readline()
+            address = re.search(r"http://127\.0\.0\.1:\d+/", line)
+            assert address, line + server.stderr.read()
+            yield address[0], home / "page"
+            server.send_signal(signal.SIGINT)
+            written = json.loads(server.communicate(timeout=30)[0])
+        finally:
+            server.kill()
     assert server.returncode == 0
     assert written["runtime"] == "runtime/"
     assert written["page"] == str(home / "page" / "index.html")
