@@ -8,7 +8,7 @@ from unetlib.dataset import CarvanaDataset, make_loader
 from unetlib.dataset import __name__ as BUILT_IN
 from unetlib.training import Learner
 
-UNREAD = 50  # steps on a GPU until their losses are read, for which it is waited
+UNREAD = 50  # steps on a GPU between two readings of their losses, which wait for the GPU
 
 
 class FastLearner(Learner):
